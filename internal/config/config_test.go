@@ -1,0 +1,82 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+func TestParse(t *testing.T) {
+	tests := []struct {
+		name, in, wantErr string
+	}{
+		{"empty is the default", "", ""},
+		{"one field", "dataDir: /srv/ferry\n", ""},
+		{"unknown field", "dataDri: /srv\n", `unknown field "dataDri"`},
+		{"unknown nested field", "api: {prot: 1}\n", `unknown field "prot"`},
+		{"broken yaml", "a: [\n", "yaml"},
+		{"relative path", "runDir: run\n", "runDir"},
+		{"root as data directory", "dataDir: /\n", "dataDir"},
+		{"socket path too long", "runDir: /" + strings.Repeat("x", 70) + "\n", "too long"},
+		{"bad level", "logLevel: loud\n", "logLevel"},
+		{"long bridge", "network: {bridge: abcdefghijklmnopq}\n", "network.bridge"},
+		{"pod range too small", "network: {podCIDR: 10.1.0.0/28}\n", "podCIDR"},
+		{"ranges overlap", "network: {podCIDR: 10.86.0.0/16}\n", "overlap"},
+		{"same port twice", "registry: {port: 6443}\n", "also api.port"},
+		{"port out of range", "registry: {port: 70000}\n", "not a port"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := Parse([]byte(tt.in))
+			if tt.wantErr == "" {
+				if err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), tt.wantErr) {
+				t.Fatalf("Parse = %v, want an error with %q", err, tt.wantErr)
+			}
+		})
+	}
+}
+
+func TestDefaultsMergeIntoNested(t *testing.T) {
+	c, err := Parse([]byte("network: {bridge: f1}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Network.Bridge != "f1" || c.Network.PodCIDR != Default().Network.PodCIDR {
+		t.Errorf("nested defaults lost: %+v", c.Network)
+	}
+	if got := c.Gateway().String(); got != "10.85.0.1" {
+		t.Errorf("Gateway = %s", got)
+	}
+}
+
+func TestLoadNamedFile(t *testing.T) {
+	t.Setenv("FERRY_CONFIG", filepath.Join(t.TempDir(), "none.yaml"))
+	if _, err := Load(); fault.HintOf(err) == "" {
+		t.Errorf("a named file that is missing must fail with a hint, got %v", err)
+	}
+	file := filepath.Join(t.TempDir(), "c.yaml")
+	if err := os.WriteFile(file, []byte("registry: {port: 5001}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("FERRY_CONFIG", file)
+	c, err := Load()
+	if err != nil || c.Registry.Port != 5001 {
+		t.Errorf("Load = %+v, %v", c.Registry, err)
+	}
+}
+
+func TestNodeName(t *testing.T) {
+	for in, want := range map[string]string{"Box_1": "box-1", "-a.": "a", "___": "ferry", "n.example": "n.example"} {
+		if got := nodeName(in); got != want {
+			t.Errorf("nodeName(%q) = %q, want %q", in, got, want)
+		}
+	}
+}

@@ -24,10 +24,8 @@ const (
 	dportOffset = 2
 )
 
-const (
-	icmpTypeRedirect    = 5
-	icmpPortUnreachable = 3
-)
+// icmpPortUnreachable is the code that makes a connecting program see "connection refused".
+const icmpPortUnreachable = 3
 
 func address(offset, register uint32) expr.Any {
 	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: net.IPv4len}
@@ -94,15 +92,6 @@ func (f *firewall) toItself() []expr.Any {
 		address(saddrOffset, reg32),
 		address(daddrOffset, reg32+1),
 		&expr.Lookup{SourceRegister: reg32, SetName: f.hairpin.Name, SetID: f.hairpin.ID},
-	}
-}
-
-func icmpRedirect() []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: []byte{unix.IPPROTO_ICMP}},
-		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: []byte{icmpTypeRedirect}},
 	}
 }
 

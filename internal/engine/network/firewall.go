@@ -31,9 +31,9 @@ const firewallTimeout = 10 * time.Second
 //	prerouting   host ports: dnat, by address and then for every local address
 //	output       the same for connections from this machine
 //	forward      from the bridge to a Service that no proxy rewrote: reject
+//	local        the same for connections from this machine
 //	postrouting  to outside: masquerade; from 127.0.0.0/8 or from a container to
 //	             itself by its host port: masquerade, so that the answer comes back here
-//	redirects    icmp redirects to the bridge: drop (containers must keep routing through us)
 //
 // Host ports are elements of three maps, so adding one changes no rule.
 type firewall struct {
@@ -109,9 +109,6 @@ func (f *firewall) addChains(c *nftables.Conn) {
 	}
 	post := f.chain(c, "postrouting", nat, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
 	masquerade := []expr.Any{&expr.Masq{}}
-	if f.services.IsValid() {
-		f.rule(c, post, concat(inPrefix(daddrOffset, f.services, true), verdict(expr.VerdictReturn)))
-	}
 	f.rule(c, post, concat(iface(expr.MetaKeyOIFNAME, f.bridge, false), inPrefix(saddrOffset, f.subnet, true),
 		inPrefix(daddrOffset, f.subnet, false), masquerade))
 	loopback := netip.MustParsePrefix("127.0.0.0/8")
@@ -121,11 +118,16 @@ func (f *firewall) addChains(c *nftables.Conn) {
 	filter := nftables.ChainTypeFilter
 	raw := f.chain(c, "raw", filter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
 	f.rule(c, raw, concat(iface(expr.MetaKeyIIFNAME, f.bridge, true), inPrefix(daddrOffset, loopback, true), verdict(expr.VerdictDrop)))
-	redirects := f.chain(c, "redirects", filter, nftables.ChainHookOutput, nftables.ChainPriorityFilter)
-	f.rule(c, redirects, concat(iface(expr.MetaKeyOIFNAME, f.bridge, true), icmpRedirect(), verdict(expr.VerdictDrop)))
-	if f.services.IsValid() {
-		forward := f.chain(c, "forward", filter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
-		f.rule(c, forward, concat(iface(expr.MetaKeyIIFNAME, f.bridge, true), inPrefix(daddrOffset, f.services, true),
+	if !f.services.IsValid() {
+		return
+	}
+	for _, on := range []struct {
+		name string
+		hook *nftables.ChainHook
+		dir  expr.MetaKey
+	}{{"forward", nftables.ChainHookForward, expr.MetaKeyIIFNAME}, {"local", nftables.ChainHookOutput, expr.MetaKeyOIFNAME}} {
+		chain := f.chain(c, on.name, filter, on.hook, nftables.ChainPriorityFilter)
+		f.rule(c, chain, concat(iface(on.dir, f.bridge, true), inPrefix(daddrOffset, f.services, true),
 			[]expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: icmpPortUnreachable}}))
 	}
 }

@@ -88,7 +88,24 @@ func (n *Network) ensureBridge() (int, error) {
 	if err := n.nl.LinkSetUp(link); err != nil {
 		return 0, fmt.Errorf("bring up bridge %s: %w", n.o.Bridge, err)
 	}
-	return link.Attrs().Index, nil
+	return link.Attrs().Index, n.routeServices(link.Attrs().Index)
+}
+
+// routeServices leads Services to the bridge. A proxy rewrites their addresses
+// only after a route has been found, so without this a machine with no default
+// route could not reach one, and a packet that no proxy rewrote would leave
+// for the network outside.
+func (n *Network) routeServices(bridge int) error {
+	if !n.o.Services.IsValid() {
+		return nil
+	}
+	err := n.nl.RouteReplace(&netlink.Route{
+		LinkIndex: bridge, Dst: ipNet(n.o.Services.Masked()), Src: n.gateway.AsSlice(), Scope: netlink.SCOPE_LINK,
+	})
+	if err != nil {
+		return fmt.Errorf("route Services %s to %s: %w", n.o.Services, n.o.Bridge, err)
+	}
+	return nil
 }
 
 // ownBridge returns our bridge, nil if there is none, and a conflict if the
@@ -131,8 +148,8 @@ func (n *Network) setGatewayAddress(link netlink.Link) error {
 	return nil
 }
 
-// checkOverlap refuses a subnet that the machine already reaches some other
-// way than through own, which may be nil.
+// checkOverlap refuses a range that the machine already reaches some other way
+// than through own, which may be nil.
 func (n *Network) checkOverlap(own netlink.Link) error {
 	ownIndex := -1
 	if own != nil {
@@ -147,25 +164,38 @@ func (n *Network) checkOverlap(own netlink.Link) error {
 		return fmt.Errorf("list addresses: %w", err)
 	}
 	for _, r := range routes {
-		if p, ok := prefix(r.Dst); ok && p.Bits() > 0 && r.LinkIndex != ownIndex && p.Overlaps(n.o.Subnet) {
-			return n.overlapError("route", p, r.LinkIndex)
+		if p, ok := prefix(r.Dst); ok && p.Bits() > 0 && r.LinkIndex != ownIndex {
+			if err := n.overlap("route", p, r.LinkIndex); err != nil {
+				return err
+			}
 		}
 	}
 	for _, a := range addrs {
-		if p, ok := prefix(a.IPNet); ok && a.LinkIndex != ownIndex && p.Overlaps(n.o.Subnet) {
-			return n.overlapError("address", p, a.LinkIndex)
+		if p, ok := prefix(a.IPNet); ok && a.LinkIndex != ownIndex {
+			if err := n.overlap("address", p, a.LinkIndex); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-func (n *Network) overlapError(what string, p netip.Prefix, index int) error {
+// overlap is the conflict between p, which the interface of that index has,
+// and our ranges, nil if there is none.
+func (n *Network) overlap(what string, p netip.Prefix, index int) error {
+	ours, field := n.o.Subnet, "network.podCIDR"
+	if n.o.Services.IsValid() && p.Overlaps(n.o.Services) {
+		ours, field = n.o.Services, "network.serviceCIDR"
+	}
+	if !p.Overlaps(ours) {
+		return nil
+	}
 	name := fmt.Sprintf("interface %d", index)
 	if link, err := n.nl.LinkByIndex(index); err == nil {
 		name = link.Attrs().Name
 	}
-	return fault.New(fault.Conflict, "the container range %s overlaps the %s %s of %s", n.o.Subnet, what, p, name).
-		Hint("set network.podCIDR to a range that is not in use here")
+	return fault.New(fault.Conflict, "the range %s overlaps the %s %s of %s", ours, what, p, name).
+		Hint("set %s to a range that is not in use here", field)
 }
 
 // outwardMTU is the MTU of the interface that the default route leaves by.

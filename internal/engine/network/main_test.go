@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // insideEnv marks the second run of the test program, inside its own machine.
@@ -109,8 +110,8 @@ func checkClean(t testing.TB, o Options) {
 		t.Fatal(err)
 	}
 	for _, l := range links {
-		if l.Type() == "veth" || l.Type() == "bridge" {
-			t.Errorf("interface %s (%s) is left", l.Attrs().Name, l.Type())
+		if name := l.Attrs().Name; name != outsideLink && (l.Type() == "veth" || l.Type() == "bridge") {
+			t.Errorf("interface %s (%s) is left", name, l.Type())
 		}
 	}
 	if out, err := exec.Command("nft", "list", "tables").CombinedOutput(); err != nil || len(out) > 0 {
@@ -120,5 +121,73 @@ func checkClean(t testing.TB, o Options) {
 		if _, err := os.Stat(dir); !os.IsNotExist(err) {
 			t.Errorf("%s is left (%v)", dir, err)
 		}
+	}
+}
+
+// The link between the machine and the world outside it.
+const (
+	outsideLink = "world0"
+	machineAddr = "198.51.100.1"
+	outsideAddr = "198.51.100.2"
+)
+
+// outside makes a namespace that plays another machine on the network, with no
+// route to the containers, and returns its path.
+func outside(t testing.TB) string {
+	t.Helper()
+	needRoot(t)
+	path := filepath.Join(t.TempDir(), "outside")
+	var fd int
+	err := onOwnThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		if err := bindNetns(path); err != nil {
+			return err
+		}
+		var err error
+		fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		unix.Close(fd)
+		if err := removeNetns(path); err != nil {
+			t.Error(err)
+		}
+	})
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = outsideLink
+	veth := netlink.NewVeth(attrs)
+	veth.PeerName, veth.PeerNamespace = "eth0", netlink.NsFd(fd)
+	if err := netlink.LinkAdd(veth); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := netlink.LinkDel(veth); err != nil {
+			t.Error(err)
+		}
+	})
+	setUp(t, outsideLink, machineAddr)
+	if err := inNetns(path, func() error { setUp(t, "eth0", outsideAddr); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func setUp(t testing.TB, name, addr string) {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	ip := ipNet(netip.PrefixFrom(netip.MustParseAddr(addr), 24))
+	if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: ip}); err != nil {
+		t.Error(err)
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		t.Error(err)
 	}
 }

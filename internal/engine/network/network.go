@@ -250,12 +250,7 @@ func (n *Network) setUp(ctx context.Context) (err error) {
 	if err := n.takeOver(living); err != nil {
 		return err
 	}
-	if err := n.setSysctl("net.ipv4.ip_forward", "1"); err != nil {
-		return err
-	}
-	// Not in the list of changes: it goes with the bridge. The table's raw
-	// chain keeps containers away from what listens on loopback.
-	if err := writeSysctls(map[string]string{"net/ipv4/conf/" + n.o.Bridge + "/route_localnet": "1"}); err != nil {
+	if err := n.setMachineSysctls(); err != nil {
 		return err
 	}
 	if err := n.changes.record(Change{Kind: ChangeNftables, Name: "table ip " + n.firewall.table.Name}); err != nil {
@@ -265,6 +260,28 @@ func (n *Network) setUp(ctx context.Context) (err error) {
 		return err
 	}
 	return n.acceptForwarding()
+}
+
+// setMachineSysctls sets what forwarding for containers needs.
+func (n *Network) setMachineSysctls() error {
+	// A container's packet to a neighbour comes in and goes out by the bridge.
+	// The kernel would tell the sender to go straight there, and each such
+	// redirect uses up the sender's share of ICMP, so that a "port unreachable"
+	// never arrives. The setting is off only where "all" and the interface's
+	// own are; other interfaces keep their own.
+	for _, s := range []struct{ name, value string }{
+		{"net.ipv4.ip_forward", "1"},
+		{"net.ipv4.conf.all.send_redirects", "0"},
+	} {
+		if err := n.setSysctl(s.name, s.value); err != nil {
+			return err
+		}
+	}
+	// Not in the list of changes: these go with the bridge. route_localnet lets
+	// 127.0.0.1 reach host ports; the table's raw chain keeps containers away
+	// from what listens on loopback.
+	conf := "net/ipv4/conf/" + n.o.Bridge + "/"
+	return writeSysctls(map[string]string{conf + "send_redirects": "0", conf + "route_localnet": "1"})
 }
 
 // acceptForwarding makes an exception in Docker's chain where it would drop

@@ -2,13 +2,16 @@ package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -126,4 +129,184 @@ func ping(netns string, to netip.Addr) error {
 		_, _, err = unix.Recvfrom(fd, make([]byte, 64), 0)
 		return err
 	})
+}
+
+func TestOutsideSeesTheMachine(t *testing.T) {
+	world := outside(t)
+	o := testOptions(t)
+	n := start(t, o)
+	a := attach(t, n, "a")
+	echoTCP(t, world, outsideAddr+":80", "world")
+	wantTCP(t, a.NetnsPath, outsideAddr+":80", "world saw "+machineAddr)
+
+	// Nobody answers for Services here: that must be said at once, not time out.
+	for _, from := range []string{"", a.NetnsPath} {
+		_, err := askTCP(t, from, o.Services.Addr().Next().String()+":443")
+		if !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("dial a Service without a proxy from %q: %v, want connection refused", from, err)
+		}
+	}
+}
+
+func TestHostPortTCP(t *testing.T) {
+	world := outside(t)
+	n := start(t, testOptions(t))
+	a := attach(t, n, "a",
+		PortMapping{HostPort: 8080, ContainerPort: 80},
+		PortMapping{HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 8081, ContainerPort: 80},
+		PortMapping{HostIP: netip.MustParseAddr("0.0.0.0"), ContainerPort: 80, Protocol: TCP})
+	b := attach(t, n, "b")
+	echoTCP(t, a.NetnsPath, ":80", "a")
+	gw, ip := a.Gateway.String(), a.IP.Addr().String()
+
+	wantTCP(t, "", "127.0.0.1:8080", "a saw "+gw)
+	wantTCP(t, "", machineAddr+":8080", "a saw "+machineAddr)
+	wantTCP(t, "", gw+":8080", "a saw "+gw)
+	wantTCP(t, world, machineAddr+":8080", "a saw "+outsideAddr)
+	wantTCP(t, b.NetnsPath, gw+":8080", "a saw "+b.IP.Addr().String())
+	wantTCP(t, a.NetnsPath, gw+":8080", "a saw "+gw) // itself
+	wantTCP(t, "", "127.0.0.1:8081", "a saw "+gw)
+	if got, err := askTCP(t, world, machineAddr+":8081"); err == nil {
+		t.Errorf("a port of 127.0.0.1 answered from outside: %q", got)
+	}
+	free := a.Ports[2].HostPort
+	if free == 0 || a.Ports[2].HostIP.IsValid() {
+		t.Errorf("chosen port: %+v", a.Ports[2])
+	}
+	wantTCP(t, world, fmt.Sprintf("%s:%d", machineAddr, free), "a saw "+outsideAddr)
+	wantTCP(t, "", ip+":80", "a saw "+gw)
+
+	if err := n.Detach(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := askTCP(t, world, machineAddr+":8080"); err == nil {
+		t.Errorf("the port answered after Detach: %q", got)
+	}
+	attach(t, n, "c", PortMapping{HostPort: 8080, ContainerPort: 80})
+}
+
+func TestHostPortUDP(t *testing.T) {
+	world := outside(t)
+	n := start(t, testOptions(t))
+	mapping := PortMapping{HostPort: 5353, ContainerPort: 53, Protocol: UDP}
+	old := attach(t, n, "old", mapping)
+	echoUDP(t, old.NetnsPath, ":53", "old")
+
+	// One socket for the whole test: its flow must follow the port to the next container.
+	c := dialUDP(t, world, machineAddr+":5353")
+	wantUDP(t, c, "old saw "+outsideAddr)
+	local := dialUDP(t, "", "127.0.0.1:5353")
+	wantUDP(t, local, "old saw "+old.Gateway.String())
+
+	if err := n.Detach(t.Context(), "old"); err != nil {
+		t.Fatal(err)
+	}
+	next := attach(t, n, "next", mapping)
+	echoUDP(t, next.NetnsPath, ":53", "next")
+	wantUDP(t, c, "next saw "+outsideAddr)
+}
+
+func echoUDP(t testing.TB, netns, addr, name string) {
+	t.Helper()
+	var c net.PacketConn
+	err := inNetns(netns, func() (err error) {
+		c, err = net.ListenPacket("udp4", addr)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			_, from, err := c.ReadFrom(make([]byte, 64))
+			if err != nil {
+				return
+			}
+			host, _, _ := net.SplitHostPort(from.String())
+			fmt.Fprintf(packetWriter{c, from}, "%s saw %s", name, host)
+		}
+	}()
+	t.Cleanup(func() { c.Close(); <-done })
+}
+
+type packetWriter struct {
+	c  net.PacketConn
+	to net.Addr
+}
+
+func (w packetWriter) Write(p []byte) (int, error) { return w.c.WriteTo(p, w.to) }
+
+func dialUDP(t testing.TB, netns, addr string) net.Conn {
+	t.Helper()
+	var c net.Conn
+	dial := func() (err error) {
+		c, err = net.Dial("udp", addr)
+		return err
+	}
+	err := error(nil)
+	if netns == "" {
+		err = dial()
+	} else {
+		err = inNetns(netns, dial)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func wantUDP(t testing.TB, c net.Conn, want string) {
+	t.Helper()
+	buf := make([]byte, 64)
+	var got string
+	// A datagram may be lost while the port has no container, so ask a few times.
+	for range 5 {
+		c.SetDeadline(time.Now().Add(time.Second))
+		c.Write([]byte("?"))
+		k, err := c.Read(buf)
+		if got = string(buf[:k]); err == nil && got == want {
+			return
+		}
+	}
+	t.Errorf("ask %s: %q, want %q", c.RemoteAddr(), got, want)
+}
+
+func TestLoopbackIsClosedToContainers(t *testing.T) {
+	n := start(t, testOptions(t))
+	a := attach(t, n, "a")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	// What a hostile container with NET_ADMIN would do: send 127.0.0.1 to the gateway.
+	err = inNetns(a.NetnsPath, func() error {
+		if err := os.WriteFile("/proc/sys/net/ipv4/conf/eth0/route_localnet", []byte("1"), 0); err != nil {
+			return err
+		}
+		table := 100
+		rule := netlink.NewRule()
+		rule.Dst, rule.Table, rule.Priority = ipNet(netip.MustParsePrefix("127.0.0.0/8")), table, 0
+		eth0, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		// The local table answers first unless it moves behind ours.
+		local := netlink.NewRule()
+		local.Table, local.Priority = 255, 10
+		return errors.Join(netlink.RuleAdd(local), netlink.RuleDel(&netlink.Rule{Table: 255, Priority: 0, Mark: 0, SuppressIfgroup: -1, SuppressPrefixlen: -1, Goto: -1, Flow: -1}),
+			netlink.RuleAdd(rule), netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: a.Gateway.AsSlice(), Table: table}))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if c, err := n.DialPod(ctx, a.NetnsPath, "tcp", l.Addr().String()); err == nil {
+		c.Close()
+		t.Error("a container reached a listener on the machine's loopback")
+	}
 }

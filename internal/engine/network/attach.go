@@ -62,12 +62,13 @@ func checkAttach(id string, o AttachOptions) ([]PortMapping, error) {
 			return nil, fault.New(fault.Invalid, "sysctl %q is not one of a network namespace", name)
 		}
 	}
-	ports := make([]PortMapping, len(o.Ports))
-	for i, p := range o.Ports {
-		var err error
-		if ports[i], err = p.normal(); err != nil {
+	var ports []PortMapping
+	for _, p := range o.Ports {
+		p, err := p.normal()
+		if err != nil {
 			return nil, err
 		}
+		ports = append(ports, p)
 	}
 	return ports, nil
 }

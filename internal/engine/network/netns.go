@@ -98,8 +98,11 @@ func writeSysctls(settings map[string]string) error {
 	for name, value := range settings {
 		if err := os.WriteFile(sysctlPath(name), []byte(value), 0); err != nil {
 			kind := fault.Invalid
-			if errors.Is(err, fs.ErrPermission) {
+			switch {
+			case errors.Is(err, fs.ErrNotExist):
 				kind = fault.Unsupported
+			case errors.Is(err, fs.ErrPermission):
+				kind = fault.Denied
 			}
 			return fault.New(kind, "set sysctl %s to %q: %w", name, value, err)
 		}

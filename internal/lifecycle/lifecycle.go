@@ -77,3 +77,29 @@ func (g *Group) Stop(ctx context.Context) error {
 	g.started = nil
 	return errors.Join(errs...)
 }
+
+// Func is a Component made of two functions; a nil one does nothing.
+type Func struct {
+	Label   string
+	OnStart func(ctx context.Context) error
+	OnStop  func(ctx context.Context) error
+}
+
+// Name implements Component.
+func (f Func) Name() string { return f.Label }
+
+// Start implements Component.
+func (f Func) Start(ctx context.Context) error {
+	if f.OnStart == nil {
+		return nil
+	}
+	return f.OnStart(ctx)
+}
+
+// Stop implements Component.
+func (f Func) Stop(ctx context.Context) error {
+	if f.OnStop == nil {
+		return nil
+	}
+	return f.OnStop(ctx)
+}

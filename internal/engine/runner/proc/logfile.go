@@ -1,0 +1,170 @@
+package proc
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/ferryos/ferry/internal/engine/crilog"
+)
+
+// maxLine is the longest line written as one entry; longer ones are cut into
+// partial entries, as every CRI runtime does.
+const maxLine = 16 << 10
+
+// logFile is a container's log in CRI format, rotated by size.
+type logFile struct {
+	path     string
+	maxBytes int64 // 0: never rotated here
+	maxFiles int   // the current one included
+
+	mu     sync.Mutex
+	file   *os.File
+	size   int64
+	failed bool // the last write failed and was reported
+}
+
+func openLog(path string, maxBytes int64, maxFiles int) (*logFile, error) {
+	l := &logFile{path: path, maxBytes: maxBytes, maxFiles: max(maxFiles, 1)}
+	return l, l.open()
+}
+
+func (l *logFile) open() error {
+	f, err := os.OpenFile(l.path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
+	if err != nil {
+		return fmt.Errorf("container log: %w", err)
+	}
+	st, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return fmt.Errorf("container log: %w", err)
+	}
+	l.file, l.size = f, st.Size()
+	return nil
+}
+
+// write appends whole entries. A log that cannot be written (a full disk) costs
+// entries, not the container.
+func (l *logFile) write(entries []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.maxBytes > 0 && l.size > 0 && l.size+int64(len(entries)) > l.maxBytes {
+		if err := l.rotate(); err != nil {
+			fmt.Fprintln(os.Stderr, "rotate log:", err)
+		}
+	}
+	if l.file == nil {
+		return
+	}
+	n, err := l.file.Write(entries)
+	l.size += int64(n)
+	if err != nil && !l.failed {
+		fmt.Fprintln(os.Stderr, "write log:", err)
+	}
+	l.failed = err != nil
+}
+
+// rotate moves path to path.1, path.1 to path.2 and so on, and drops the last.
+func (l *logFile) rotate() error {
+	l.file.Close()
+	l.file = nil
+	for i := l.maxFiles - 1; i > 0; i-- {
+		from := l.path
+		if i > 1 {
+			from += "." + strconv.Itoa(i-1)
+		}
+		if err := os.Rename(from, l.path+"."+strconv.Itoa(i)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return errors.Join(err, l.open())
+		}
+	}
+	if l.maxFiles == 1 {
+		if err := os.Truncate(l.path, 0); err != nil {
+			return errors.Join(err, l.open())
+		}
+	}
+	return l.open()
+}
+
+// reopen opens the path anew, after its owner moved the file away.
+func (l *logFile) reopen() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	old := l.file
+	if err := l.open(); err != nil {
+		return err
+	}
+	if old != nil {
+		old.Close()
+	}
+	return nil
+}
+
+func (l *logFile) close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.file == nil {
+		return nil
+	}
+	err := l.file.Close()
+	l.file = nil
+	return err
+}
+
+// lineWriter turns one stream's bytes into log entries.
+type lineWriter struct {
+	log     *logFile
+	stream  string
+	pending []byte // the beginning of a line whose end has not come
+	entries []byte // reused
+}
+
+func (w *lineWriter) write(b []byte) {
+	now := time.Now()
+	w.entries = w.entries[:0]
+	for len(b) > 0 {
+		end := bytes.IndexByte(b, '\n')
+		rest := b
+		if end >= 0 {
+			rest = b[:end]
+		}
+		if room := maxLine - len(w.pending); len(rest) > room {
+			w.entry(now, rest[:room], true)
+			b = b[room:]
+			continue
+		}
+		if end < 0 {
+			w.pending = append(w.pending, rest...)
+			break
+		}
+		w.entry(now, rest, false)
+		b = b[end+1:]
+	}
+	if len(w.entries) > 0 {
+		w.log.write(w.entries)
+	}
+}
+
+// entry appends what is pending and b as one entry.
+func (w *lineWriter) entry(now time.Time, b []byte, partial bool) {
+	if len(w.pending) > 0 {
+		w.pending = append(w.pending, b...)
+		b = w.pending
+	}
+	w.entries = crilog.AppendEntry(w.entries, now, w.stream, b, partial)
+	w.pending = w.pending[:0]
+}
+
+// flush writes a last line that has no end, as a partial one.
+func (w *lineWriter) flush() {
+	if len(w.pending) == 0 {
+		return
+	}
+	w.entries = w.entries[:0]
+	w.entry(time.Now(), nil, true)
+	w.log.write(w.entries)
+}

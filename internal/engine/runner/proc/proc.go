@@ -1,0 +1,94 @@
+// Package proc is ferry-runner: the parent of one pod's containers, made on
+// libcontainer. It is the other side of package runner's socket.
+//
+// Only cmd/ferry-runner imports it, and nothing else links libcontainer, which
+// re-executes its own program for every container and exec: the program must
+// be small. A runner knows nothing of images, pods or networks; it is given OCI
+// specs whose root is mounted, and it outlives the daemon that launched it.
+//
+//	ferry-runner serve   the runner; its working directory is the pod's
+//	ferry-runner init    a container's first step, by libcontainer
+//	ferry-runner reap    process 1 of a PID namespace that containers share
+package proc
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	_ "github.com/opencontainers/cgroups/devices"           // device rules are linked in by import
+	_ "github.com/opencontainers/runc/libcontainer/nsenter" // joins namespaces before Go starts
+)
+
+// Init is a container's first step. Call it from an init function, on the main
+// thread; it does not return.
+func Init() { libcontainer.Init() }
+
+// Main runs the program and returns its exit code.
+func Main(args []string, stderr io.Writer) int {
+	var err error
+	switch {
+	case len(args) == 1 && args[0] == "serve":
+		err = serveHere()
+	case len(args) == 1 && args[0] == "reap":
+		reap()
+	default:
+		fmt.Fprintln(stderr, "ferry-runner is started by ferryd and has no use by hand")
+		return 2
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, "ferry-runner:", err)
+		return 1
+	}
+	return 0
+}
+
+// readyFD is where the runner says, with one byte, that it listens.
+const readyFD = 3
+
+// serveHere runs a runner for the working directory until it is shut down.
+func serveHere() error {
+	logrus.SetLevel(logrus.WarnLevel)
+	// A runner idles for most of its life: keep its heap, and with it what each pod costs, small.
+	debug.SetGCPercent(50)
+	// What the terminal or init system of the daemon's user sends is not meant for containers.
+	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
+	ready := os.NewFile(readyFD, "ready")
+	unix.CloseOnExec(readyFD)
+	s, err := newServer(".")
+	if err != nil {
+		return err
+	}
+	if _, err := ready.Write([]byte{'1'}); err != nil {
+		return fmt.Errorf("report readiness: %w", err)
+	}
+	ready.Close()
+	return s.serve()
+}
+
+// reap is process 1 of a shared PID namespace: it waits for orphans, and ends
+// with the runner, whose end of the pipe on standard input then closes.
+func reap() {
+	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
+	go func() {
+		io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	}()
+	child := make(chan os.Signal, 1)
+	signal.Notify(child, syscall.SIGCHLD)
+	for range child {
+		for {
+			pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil)
+			if pid <= 0 && err != unix.EINTR {
+				break
+			}
+		}
+	}
+}

@@ -1,0 +1,100 @@
+package proc
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runc/libcontainer"
+
+	"github.com/ferryos/ferry/internal/engine/runner"
+)
+
+// stats reads a container's usage from its cgroup.
+func (c *container) stats() (runner.Stats, error) {
+	all, err := c.ctr.Stats()
+	if err != nil {
+		return runner.Stats{}, fmt.Errorf("stats of container %s: %w", c.id, err)
+	}
+	cg := all.CgroupStats
+	mem := cg.MemoryStats
+	s := runner.Stats{
+		CPUNanos: cg.CpuStats.CpuUsage.TotalUsage, MemoryUsage: mem.Usage.Usage, Pids: cg.PidsStats.Current,
+		PageFaults: mem.Stats["pgfault"], MajorPageFaults: mem.Stats["pgmajfault"],
+	}
+	// The kernel's "no limit" is the highest page-aligned number.
+	if mem.Usage.Limit < 1<<62 {
+		s.MemoryLimit = mem.Usage.Limit
+	}
+	inactive, ok := mem.Stats["total_inactive_file"] // v1
+	if !ok {
+		inactive = mem.Stats["inactive_file"]
+	}
+	if s.MemoryRSS, ok = mem.Stats["total_rss"]; !ok {
+		s.MemoryRSS = mem.Stats["anon"] // v2
+	}
+	s.MemoryWorkingSet = s.MemoryUsage - min(inactive, s.MemoryUsage)
+	return s, nil
+}
+
+// oomCounter counts the out-of-memory kills in a container's cgroup.
+type oomCounter struct {
+	file  *os.File // memory.oom_control (v1) or memory.events (v2); nil without a memory controller
+	limit bool
+}
+
+func newOOMCounter(ctr *libcontainer.Container) (*oomCounter, error) {
+	st, err := ctr.State()
+	if err != nil {
+		return nil, err
+	}
+	o := &oomCounter{limit: ctr.Config().Cgroups.Resources.Memory > 0}
+	for _, path := range []string{
+		filepath.Join(st.CgroupPaths["memory"], "memory.oom_control"), filepath.Join(st.CgroupPaths[""], "memory.events"),
+	} {
+		if !filepath.IsAbs(path) {
+			continue
+		}
+		if f, err := os.Open(path); err == nil {
+			o.file = f
+			break
+		}
+	}
+	return o, nil
+}
+
+// kills returns how many processes were killed for memory, and lets go of the file.
+func (o *oomCounter) kills() int {
+	if o.file == nil {
+		return 0
+	}
+	defer o.file.Close()
+	lines := bufio.NewScanner(o.file)
+	for lines.Scan() {
+		if n, found := strings.CutPrefix(lines.Text(), "oom_kill "); found {
+			count, _ := strconv.Atoi(n)
+			return count
+		}
+	}
+	return 0
+}
+
+// watch calls f at each out-of-memory kill from now on. Only a container with a
+// limit of its own is watched: the watch holds a thread.
+func (o *oomCounter) watch(ctr *libcontainer.Container, f func()) {
+	if !o.limit {
+		return
+	}
+	kills, err := ctr.NotifyOOM()
+	if err != nil {
+		return // the exit still tells
+	}
+	go func() { // ends when the cgroup is removed
+		for range kills {
+			f()
+		}
+	}()
+}

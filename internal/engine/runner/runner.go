@@ -1,0 +1,194 @@
+// Package runner is the client of ferry-runner, the small program that is the
+// parent of one pod's containers: it reaps them, owns their pipes, terminals
+// and logs, and remembers their exits while the daemon is away.
+//
+// The engine alone imports it. It does not link libcontainer; that is
+// runner/proc, the other side of the socket.
+//
+// # Wire
+//
+// The runner listens on the unix socket "sock" in its directory; only root may
+// connect. A connection carries one call: a request frame, then the answer. A
+// frame is one byte of type, four bytes of length (big-endian) and the payload:
+//
+//	R request  {"version":1,"op":…,"body":…}      O result   JSON of the operation
+//	E error    {"kind":…,"message":…}             S started  an attached stream is in place
+//	V event    Event                              0 stdin  1 stdout  2 stderr  bytes
+//	C stdin has ended                             W resize   [columns, rows]
+package runner
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+// LaunchOptions say how to start a runner.
+type LaunchOptions struct {
+	Binary string // path of ferry-runner
+	Dir    string // private directory, made 0700; at most 80 bytes
+	Log    *slog.Logger
+}
+
+// SetupRequest is what a pod's containers share.
+type SetupRequest struct {
+	Hostname string `json:"hostname,omitempty"`
+	HostIPC  bool   `json:"hostIPC,omitempty"`
+	HostUTS  bool   `json:"hostUTS,omitempty"`
+	// SharePID makes a PID namespace whose process 1 is a reaper of ours.
+	SharePID bool `json:"sharePID,omitempty"`
+}
+
+// Namespaces are files to join a pod's namespaces by; "" is the host's (IPC,
+// UTS) or none shared (PID). They are valid as long as the runner lives.
+type Namespaces struct {
+	IPC string `json:"ipc,omitempty"`
+	UTS string `json:"uts,omitempty"`
+	PID string `json:"pid,omitempty"`
+}
+
+// CreateRequest describes a container. Its root is mounted already.
+type CreateRequest struct {
+	ID          string      `json:"id"`
+	Spec        *specs.Spec `json:"spec"`
+	LogPath     string      `json:"logPath,omitempty"`     // CRI log format; "" keeps none
+	LogMaxBytes int64       `json:"logMaxBytes,omitempty"` // rotate beyond; 0: never
+	LogMaxFiles int         `json:"logMaxFiles,omitempty"` // files kept, the current one included
+	TTY         bool        `json:"tty,omitempty"`
+	Stdin       bool        `json:"stdin,omitempty"`
+	StdinOnce   bool        `json:"stdinOnce,omitempty"` // the first attacher's end of input is the container's
+}
+
+// ExecRequest describes one more process in a container.
+type ExecRequest struct {
+	ContainerID string         `json:"containerID"`
+	ExecID      string         `json:"execID"`
+	Process     *specs.Process `json:"process"`
+	TTY         bool           `json:"tty,omitempty"`
+	Stdin       bool           `json:"stdin,omitempty"`
+}
+
+// Streams connect a caller to a process; nil ones are not connected.
+type Streams struct {
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	Resize         <-chan [2]uint // columns, rows
+	// Started, if set, is called when the streams are in place (Attach) or the
+	// process runs (Exec), from another goroutine.
+	Started func()
+}
+
+// Status is a container's state as its runner knows it.
+type Status string
+
+// The states of a container.
+const (
+	StatusCreated Status = "created"
+	StatusRunning Status = "running"
+	StatusPaused  Status = "paused"
+	StatusExited  Status = "exited"
+)
+
+// Exit is how a container ended.
+type Exit struct {
+	Code       int       `json:"code"` // 128 + the signal's number if one ended it
+	OOMKilled  bool      `json:"oomKilled,omitempty"`
+	StartedAt  time.Time `json:"startedAt,omitzero"`
+	FinishedAt time.Time `json:"finishedAt"`
+	Error      string    `json:"error,omitempty"`
+}
+
+// State is a container as List and Events show it.
+type State struct {
+	ID     string `json:"id"`
+	Status Status `json:"status"`
+	PID    int    `json:"pid,omitempty"`
+	Exit   *Exit  `json:"exit,omitempty"` // once exited
+}
+
+// EventType names an event.
+type EventType string
+
+// The event types.
+const (
+	EventStart EventType = "start"
+	EventExit  EventType = "exit"
+	EventOOM   EventType = "oom"
+)
+
+// Event is something that happened to a container. Exits of the past are sent
+// again at the beginning of every Events call.
+type Event struct {
+	Type EventType `json:"type"`
+	ID   string    `json:"id"`
+	Exit Exit      `json:"exit,omitzero"`
+}
+
+// Stats is a container's usage, from its cgroup.
+type Stats struct {
+	CPUNanos         uint64 `json:"cpuNanos"`
+	MemoryUsage      uint64 `json:"memoryUsage"` // bytes, page cache included
+	MemoryWorkingSet uint64 `json:"memoryWorkingSet"`
+	MemoryRSS        uint64 `json:"memoryRSS"`
+	MemoryLimit      uint64 `json:"memoryLimit,omitempty"` // 0: none
+	PageFaults       uint64 `json:"pageFaults"`
+	MajorPageFaults  uint64 `json:"majorPageFaults"`
+	Pids             uint64 `json:"pids"`
+}
+
+// Files in a runner's directory.
+const (
+	socketName = "sock"
+	exitSuffix = ".exit.json"
+)
+
+// SocketPath is where the runner of a directory listens.
+func SocketPath(dir string) string { return filepath.Join(dir, socketName) }
+
+// ReadExit returns what a runner wrote of a container's exit, NotFound if the
+// container has not ended under its eyes. It needs no running runner.
+func ReadExit(dir, id string) (Exit, error) {
+	var x Exit
+	data, err := os.ReadFile(filepath.Join(dir, id+exitSuffix))
+	if errors.Is(err, fs.ErrNotExist) {
+		return x, fault.New(fault.NotFound, "no exit of container %s", id)
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &x)
+	}
+	if err != nil {
+		return x, fmt.Errorf("exit of container %s: %w", id, err)
+	}
+	return x, nil
+}
+
+// WriteExit is the runner's side of ReadExit.
+func WriteExit(dir, id string, x Exit) error {
+	data, err := json.Marshal(x)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(dir, id+exitSuffix)
+	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// RemoveExit forgets a container's exit.
+func RemoveExit(dir, id string) error {
+	if err := os.Remove(filepath.Join(dir, id+exitSuffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,88 @@
+// Package runnertest builds ferry-runner and small root file systems for the
+// tests of the packages that need one. Only tests import it.
+package runnertest
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+)
+
+// The flags of the Makefile's ferry-runner; the wraps are those of proc/filter.c.
+const (
+	tags    = "seccomp netgo osusergo"
+	ldflags = `-s -w -linkmode external -extldflags "-static ` +
+		`-Wl,--wrap=seccomp_rule_add_array,--wrap=seccomp_rule_add_exact_array,--wrap=seccomp_export_bpf"`
+)
+
+var build = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "ferry-runner-")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "ferry-runner")
+	cmd := exec.Command("go", "build", "-tags", tags, "-ldflags", ldflags, "-o", path, "github.com/ferryos/ferry/cmd/ferry-runner")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		os.RemoveAll(dir)
+		return string(out), err
+	}
+	return path, nil
+})
+
+// Build returns the path of ferry-runner, built once a process. Call Clean at
+// the end of TestMain.
+func Build(tb testing.TB) string {
+	tb.Helper()
+	path, err := build()
+	if err != nil {
+		tb.Fatalf("build ferry-runner: %v\n%s", err, path)
+	}
+	return path
+}
+
+// Clean removes what Build built.
+func Clean() {
+	if path, err := build(); err == nil {
+		os.RemoveAll(filepath.Dir(path))
+	}
+}
+
+// NeedRoot skips a test that only root can run.
+func NeedRoot(tb testing.TB) {
+	tb.Helper()
+	if os.Geteuid() != 0 {
+		tb.Skip("needs root: it runs containers")
+	}
+}
+
+// Busybox is the static busybox of Debian's and Ubuntu's busybox-static.
+const Busybox = "/bin/busybox"
+
+// Rootfs makes a root file system of busybox and its usual names.
+func Rootfs(tb testing.TB) string {
+	tb.Helper()
+	root := tb.TempDir()
+	data, err := os.ReadFile(Busybox)
+	if err != nil {
+		tb.Fatalf("install busybox-static: %v", err)
+	}
+	for _, dir := range []string{"bin", "proc", "sys", "dev", "etc", "tmp"} {
+		if err := os.Mkdir(filepath.Join(root, dir), 0o755); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, "bin", "busybox"), data, 0o755); err != nil {
+		tb.Fatal(err)
+	}
+	for _, name := range []string{"sh", "cat", "echo", "sleep", "true", "false", "id", "ls", "mkdir", "mount", "hostname",
+		"ps", "kill", "stty", "head", "unshare", "ipcs", "env", "dd", "sync", "wc", "printf", "test", "touch", "rm", "yes"} {
+		if err := os.Symlink("busybox", filepath.Join(root, "bin", name)); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	return root
+}

@@ -135,14 +135,16 @@ func (n *Network) Detach(_ context.Context, id string) error {
 		n.mu.Unlock()
 		return nil
 	}
-	delete(n.attached, id)
+	n.attached[id] = &attached{} // keeps the id taken until its lease is gone
 	n.mu.Unlock()
-	if err := n.detach(a); err != nil {
-		n.mu.Lock()
+	err := n.detach(a)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err != nil {
 		n.attached[id] = a
-		n.mu.Unlock()
 		return fmt.Errorf("detach %s: %w", id, err)
 	}
+	delete(n.attached, id)
 	return nil
 }
 
@@ -246,15 +248,36 @@ func (n *Network) fill(ctx context.Context) {
 	}
 }
 
-// doom hands a slot to the reaper: deleting an interface waits for every CPU
-// to have forgotten it, which no caller needs to.
-func (n *Network) doom(s slot) { n.doomed <- s }
+// reapDelay is how long a slot's interfaces are left to the kernel, which
+// removes them with the namespace once the last process has left it, many at
+// once. Deleting them as well would hold up everyone else who changes
+// interfaces for another grace period each.
+const reapDelay = 250 * time.Millisecond
 
-// reap destroys slots until Stop.
-func (n *Network) reap() {
-	for s := range n.doomed {
-		if err := n.destroySlot(s); err != nil {
-			n.o.Log.Warn("network namespace not removed", "path", s.path, "err", err)
+// doomed is a slot to be destroyed.
+type doomed struct {
+	slot
+	since time.Time
+}
+
+// doom hands a slot to the reaper, so that no caller waits for the kernel to
+// let go of the interfaces. The namespace's file is gone already or goes now.
+func (n *Network) doom(s slot) {
+	if err := removeNetns(s.path); err != nil {
+		n.o.Log.Warn("network namespace not removed", "path", s.path, "err", err) // the reaper tries again
+	}
+	n.doomed <- doomed{s, time.Now()}
+}
+
+// reap destroys slots until Stop, and then those that are left without delay.
+func (n *Network) reap(ctx context.Context) {
+	for d := range n.doomed {
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Until(d.since.Add(reapDelay))):
+		}
+		if err := n.destroySlot(d.slot); err != nil {
+			n.o.Log.Warn("network namespace not removed", "path", d.path, "err", err)
 		}
 	}
 }

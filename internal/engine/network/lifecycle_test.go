@@ -504,7 +504,11 @@ func BenchmarkAttachDetach(b *testing.B) {
 			var attach, detach time.Duration
 			for i := 0; b.Loop(); i++ {
 				b.StopTimer()
-				waitFor(b, "pool full", func() bool { return len(n.pool) == test.pool && len(n.doomed) == 0 })
+				waitFor(b, "idle", func() bool {
+					n.addrs.mu.Lock()
+					defer n.addrs.mu.Unlock()
+					return len(n.pool) == test.pool && len(n.addrs.used) <= test.pool+1 // one waits to enter
+				})
 				b.StartTimer()
 				id := fmt.Sprint("c", i)
 				begin := time.Now()

@@ -108,7 +108,7 @@ type Network struct {
 	bridge int // interface index
 
 	pool   chan slot
-	doomed chan slot // to be destroyed by the reaper
+	doomed chan doomed
 	stop   context.CancelFunc
 	tasks  sync.WaitGroup
 
@@ -116,8 +116,8 @@ type Network struct {
 	attached map[string]*attached
 }
 
-// attached is an attachment with what the process holds for it. It is in the
-// map, without a slot, from the moment its id is taken.
+// attached is an attachment with what the process holds for it. While it is
+// being made or ended its id maps to an empty one.
 type attached struct {
 	Attachment
 	slot  slot
@@ -185,10 +185,10 @@ func (n *Network) Start(ctx context.Context) error {
 		return err
 	}
 	n.pool = make(chan slot, n.o.PoolSize)
-	n.doomed = make(chan slot, 128)
+	n.doomed = make(chan doomed, 1024)
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	n.stop = stop
-	n.tasks.Go(n.reap)
+	n.tasks.Go(func() { n.reap(work) })
 	if n.o.PoolSize > 0 {
 		n.tasks.Go(func() { n.fill(work) })
 	}

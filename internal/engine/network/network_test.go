@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"testing"
 	"time"
 
@@ -282,23 +281,20 @@ func TestLoopbackIsClosedToContainers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	// What a hostile container with NET_ADMIN would do: send 127.0.0.1 to the gateway.
+	// What a container with NET_ADMIN could do: make 127.0.0.1 a neighbour behind the gateway.
 	err = inNetns(a.NetnsPath, func() error {
-		if err := os.WriteFile("/proc/sys/net/ipv4/conf/eth0/route_localnet", []byte("1"), 0); err != nil {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
 			return err
 		}
-		table := 100
-		rule := netlink.NewRule()
-		rule.Dst, rule.Table, rule.Priority = ipNet(netip.MustParsePrefix("127.0.0.0/8")), table, 0
 		eth0, err := netlink.LinkByName("eth0")
 		if err != nil {
 			return err
 		}
-		// The local table answers first unless it moves behind ours.
-		local := netlink.NewRule()
-		local.Table, local.Priority = 255, 10
-		return errors.Join(netlink.RuleAdd(local), netlink.RuleDel(&netlink.Rule{Table: 255, Priority: 0, Mark: 0, SuppressIfgroup: -1, SuppressPrefixlen: -1, Goto: -1, Flow: -1}),
-			netlink.RuleAdd(rule), netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: a.Gateway.AsSlice(), Table: table}))
+		return errors.Join(
+			writeSysctls(map[string]string{"net.ipv4.conf.eth0.route_localnet": "1"}),
+			netlink.AddrDel(lo, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(127, 0, 0, 1), Mask: net.CIDRMask(8, 32)}}),
+			netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Dst: ipNet(netip.MustParsePrefix("127.0.0.0/8")), Gw: a.Gateway.AsSlice()}))
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,486 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ferryos/ferry/internal/engine/runner"
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+// Exit codes of containers that did not start, as a shell has them.
+const (
+	exitCannotRun = 126
+	exitNotFound  = 127
+	exitNoStart   = 128
+)
+
+// containerRecord is what is kept of a container on disk.
+type containerRecord struct {
+	Container Container
+	Cgroup    string
+	Image     imageConfig
+}
+
+// container is a container in memory. op serialises what changes it, mu guards
+// the fields.
+type container struct {
+	op sync.Mutex
+
+	mu  sync.Mutex
+	rec containerRecord
+	// ended is closed once the container has exited or is removed, and made
+	// anew when it is started again.
+	ended chan struct{}
+	// attaching counts callers who want its output from the first byte, placed
+	// is closed when the runner has the container and they can attach.
+	attaching sync.WaitGroup
+	placed    chan struct{}
+
+	pod *pod
+}
+
+func newContainer(p *pod, rec containerRecord) *container {
+	return &container{pod: p, rec: rec, ended: make(chan struct{}), placed: make(chan struct{})}
+}
+
+func (c *container) record() containerRecord {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rec
+}
+
+func (c *container) snapshot() Container { return c.record().Container }
+func (c *container) cgroup() string      { return c.record().Cgroup }
+
+func (s ContainerState) alive() bool { return s == StateRunning || s == StatePaused }
+
+// setContainer changes the container's record in memory and on disk.
+func (e *Engine) setContainer(c *container, change func(*Container)) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	change(&c.rec.Container)
+	return e.ctrs.save(c.rec.Container.ID, c.rec)
+}
+
+func (e *Engine) findContainer(key string) (*container, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return find(e.ctrByID, key, "container")
+}
+
+func (e *Engine) containersOf(podID string) []*container {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var out []*container
+	for _, c := range e.ctrByID {
+		if c.pod.rec.Pod.ID == podID { // the ID never changes
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// CreateContainer makes a container of an image of the store in a pod: its
+// writable layer and its record. No process runs before StartContainer.
+func (e *Engine) CreateContainer(ctx context.Context, podID string, spec ContainerSpec) (Container, error) {
+	p, err := e.findPod(podID)
+	if err != nil {
+		return Container{}, err
+	}
+	img, err := e.opt.Store.Image(ctx, spec.Image)
+	if err != nil {
+		return Container{}, fmt.Errorf("create container %s: %w", spec.Name, err)
+	}
+	image := imageConfig{User: img.Config.User, WorkingDir: img.Config.WorkingDir, StopSignal: img.Config.StopSignal,
+		Env: img.Config.Env, Entrypoint: img.Config.Entrypoint, Cmd: img.Config.Cmd}
+	argv, err := mergeCommand(image.Entrypoint, image.Cmd, spec.Command, spec.Args)
+	if err != nil {
+		return Container{}, fmt.Errorf("create container %s: %w", spec.Name, err)
+	}
+	if _, err := stopSignal(spec.StopSignal, image.StopSignal); err != nil {
+		return Container{}, fmt.Errorf("create container %s: %w", spec.Name, err)
+	}
+	pod := p.snapshot()
+	rec := containerRecord{Image: image, Container: Container{
+		ID: newID(), PodID: pod.ID, Spec: spec, ImageID: img.ID, ImageRef: img.Digest, State: StateCreated,
+		CreatedAt: time.Now(), Path: argv[0], Args: argv[1:]}}
+	if spec.LogPath != "" {
+		rec.Container.LogPath = filepath.Join(pod.Spec.LogDir, spec.LogPath)
+	}
+	parent := cmp.Or(pod.Spec.CgroupParent, e.opt.CgroupParent)
+	rec.Cgroup = filepath.Join(parent, rec.Container.ID)
+	if _, err := e.opt.Store.PrepareRootfs(ctx, rec.Container.ID, img.ID); err != nil {
+		return Container{}, fmt.Errorf("create container %s: %w", spec.Name, err)
+	}
+	c := newContainer(p, rec)
+	if err := e.ctrs.save(rec.Container.ID, rec); err != nil {
+		return Container{}, errors.Join(err, e.opt.Store.RemoveRootfs(ctx, rec.Container.ID))
+	}
+	e.mu.Lock()
+	e.ctrByID[rec.Container.ID] = c
+	e.mu.Unlock()
+	e.publish(EventCreated, pod, &rec.Container)
+	return rec.Container, nil
+}
+
+// StartContainer starts a created or exited container. When the program cannot
+// be started the container has exited with 126, 127 or 128 and the error says why.
+func (e *Engine) StartContainer(ctx context.Context, id string) error {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	rec := c.record()
+	switch {
+	case rec.Container.State.alive():
+		return nil
+	case rec.Container.State == StateExited:
+		e.rearm(c)
+	}
+	client := c.pod.client()
+	if client == nil {
+		return fault.New(fault.Unavailable, "start container %s: its pod %s is not running", rec.Container.ID, rec.Container.PodID)
+	}
+	if err := e.launch(ctx, c, client); err != nil {
+		err = fmt.Errorf("start container %s: %w", rec.Container.ID, err)
+		return errors.Join(err, e.startFailed(context.WithoutCancel(ctx), c, client, err))
+	}
+	return nil
+}
+
+// rearm makes an exited container one that can be waited for again.
+func (e *Engine) rearm(c *container) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rec.Container.State = StateCreated
+	c.ended = make(chan struct{})
+	c.placed = make(chan struct{})
+}
+
+// launch gives the container to its runner and starts it; c.op is held.
+func (e *Engine) launch(ctx context.Context, c *container, client *runner.Client) error {
+	rec := c.record()
+	id := rec.Container.ID
+	spec, err := e.prepare(ctx, c)
+	if err != nil {
+		return err
+	}
+	if rec.Container.LogPath != "" {
+		if err := os.MkdirAll(filepath.Dir(rec.Container.LogPath), 0o755); err != nil {
+			return fmt.Errorf("log directory: %w", err)
+		}
+	}
+	s := rec.Container.Spec
+	pid, err := client.Create(ctx, runner.CreateRequest{
+		ID: id, Spec: spec, LogPath: rec.Container.LogPath, LogMaxBytes: s.LogMaxBytes, LogMaxFiles: s.LogMaxFiles,
+		TTY: s.TTY, Stdin: s.Stdin, StdinOnce: s.StdinOnce})
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	close(c.placed)
+	c.mu.Unlock()
+	c.attaching.Wait()
+	// Recorded before the start: the exit of a short process may be reported
+	// before Start returns, and must find it running.
+	if err := e.setContainer(c, func(s *Container) {
+		s.State, s.PID, s.StartedAt = StateRunning, pid, time.Now()
+		s.FinishedAt, s.ExitCode, s.Reason, s.Message = time.Time{}, 0, "", ""
+	}); err != nil {
+		return err
+	}
+	started := c.snapshot()
+	if err := client.Start(ctx, id); err != nil {
+		return err
+	}
+	e.publish(EventStarted, c.pod.snapshot(), &started)
+	return nil
+}
+
+// startFailed accounts for a container that could not start.
+func (e *Engine) startFailed(ctx context.Context, c *container, client *runner.Client, cause error) error {
+	code := exitNoStart
+	switch msg := cause.Error(); {
+	case strings.Contains(msg, "executable file not found"), strings.Contains(msg, "no such file or directory"):
+		code = exitNotFound
+	case strings.Contains(msg, "permission denied"), strings.Contains(msg, "exec format error"), strings.Contains(msg, "is a directory"):
+		code = exitCannotRun
+	}
+	err := client.Delete(ctx, c.snapshot().ID, true)
+	if fault.Is(err, fault.NotFound) {
+		err = nil
+	}
+	c.mu.Lock()
+	c.rec.Container.State = StateRunning // so that the exit below counts
+	select {
+	case <-c.placed:
+	default:
+		close(c.placed)
+	}
+	c.mu.Unlock()
+	e.containerExited(c, runner.Exit{Code: code, FinishedAt: time.Now(), Error: cause.Error()})
+	return errors.Join(err, e.setContainer(c, func(s *Container) { s.Reason = "StartError" }))
+}
+
+// containerExited records an exit, once, and tells who waits.
+func (e *Engine) containerExited(c *container, exit runner.Exit) {
+	c.mu.Lock()
+	s := &c.rec.Container
+	if !s.State.alive() {
+		c.mu.Unlock()
+		return
+	}
+	s.State, s.PID, s.ExitCode, s.FinishedAt, s.Message = StateExited, 0, exit.Code, exit.FinishedAt, exit.Error
+	switch {
+	case exit.OOMKilled:
+		s.Reason = "OOMKilled"
+	case exit.Code == 0:
+		s.Reason = "Completed"
+	default:
+		s.Reason = "Error"
+	}
+	if err := e.ctrs.save(s.ID, c.rec); err != nil {
+		e.opt.Log.Error("record an exit", "container", s.ID, "error", err)
+	}
+	snapshot := *s
+	close(c.ended)
+	c.mu.Unlock()
+	e.publish(EventExited, c.pod.snapshot(), &snapshot)
+}
+
+// runnerEvent takes up what a runner reports.
+func (e *Engine) runnerEvent(ctx context.Context, p *pod, ev runner.Event) {
+	e.mu.Lock()
+	c := e.ctrByID[ev.ID]
+	e.mu.Unlock()
+	if c == nil {
+		return // a bundle, or one that is being removed
+	}
+	switch ev.Type {
+	case runner.EventExit:
+		e.containerExited(c, ev.Exit)
+		e.idle(ctx, p)
+	case runner.EventOOM:
+		s := c.snapshot()
+		e.publish(EventOOM, p.snapshot(), &s)
+	}
+}
+
+// idle stops a pod that asked for it once its last container has exited.
+func (e *Engine) idle(ctx context.Context, p *pod) {
+	pod := p.snapshot()
+	if !pod.Spec.StopWhenIdle {
+		return
+	}
+	for _, c := range e.containersOf(pod.ID) {
+		if c.snapshot().State != StateExited {
+			return
+		}
+	}
+	e.background.Go(func() {
+		p.op.Lock()
+		defer p.op.Unlock()
+		for _, c := range e.containersOf(pod.ID) {
+			if c.snapshot().State != StateExited {
+				return // started again meanwhile
+			}
+		}
+		if err := e.stopPod(ctx, p); err != nil {
+			e.opt.Log.Error("stop an idle pod", "pod", pod.ID, "error", err)
+		}
+	})
+}
+
+// StopContainer sends the stop signal, waits for grace and then kills. The
+// exited state is visible before it returns. Idempotent.
+func (e *Engine) StopContainer(ctx context.Context, id string, grace time.Duration) error {
+	c, err := e.findContainer(id)
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	rec := c.record()
+	client := c.pod.client()
+	if !rec.Container.State.alive() || client == nil {
+		return nil
+	}
+	if rec.Container.State == StatePaused {
+		if err := client.Resume(ctx, rec.Container.ID); err != nil {
+			return fmt.Errorf("stop container %s: %w", id, err)
+		}
+	}
+	if grace > 0 {
+		sig, err := stopSignal(rec.Container.Spec.StopSignal, rec.Image.StopSignal)
+		if err != nil {
+			return err
+		}
+		if err := client.Signal(ctx, rec.Container.ID, sig, false); err != nil && !fault.Is(err, fault.NotFound) {
+			return fmt.Errorf("stop container %s: %w", id, err)
+		}
+		if e.ended(ctx, c, grace) {
+			return nil
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return e.kill(ctx, c, client)
+}
+
+// killContainer kills whatever runs of c.
+func (e *Engine) killContainer(ctx context.Context, c *container) error {
+	c.op.Lock()
+	defer c.op.Unlock()
+	if client := c.pod.client(); client != nil && c.snapshot().State.alive() {
+		return e.kill(ctx, c, client)
+	}
+	return nil
+}
+
+func (e *Engine) kill(ctx context.Context, c *container, client *runner.Client) error {
+	id := c.snapshot().ID
+	if err := client.Signal(ctx, id, unix.SIGKILL, true); err != nil && !fault.Is(err, fault.NotFound) {
+		return fmt.Errorf("kill container %s: %w", id, err)
+	}
+	if !e.ended(ctx, c, killTime) {
+		return fault.New(fault.Internal, "container %s has not ended %v after SIGKILL", id, killTime).
+			Hint("a process of it hangs in the kernel; see `ps -o pid,stat,wchan,cmd`")
+	}
+	return nil
+}
+
+// ended waits at most limit for the container's exit.
+func (e *Engine) ended(ctx context.Context, c *container, limit time.Duration) bool {
+	c.mu.Lock()
+	ended := c.ended
+	c.mu.Unlock()
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-ended:
+		return true
+	case <-timer.C:
+		return false
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// RemoveContainer removes a container that does not run, or kills it first if
+// force is set. Its log file stays: it is its owner's. Idempotent.
+func (e *Engine) RemoveContainer(ctx context.Context, id string, force bool) error {
+	c, err := e.findContainer(id)
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return e.removeContainer(ctx, c, force)
+}
+
+func (e *Engine) removeContainer(ctx context.Context, c *container, force bool) error {
+	c.op.Lock()
+	defer c.op.Unlock()
+	s := c.snapshot()
+	client := c.pod.client()
+	if s.State.alive() && client != nil {
+		if !force {
+			return fault.New(fault.Conflict, "container %s is running", s.ID).Hint("stop it first, or force its removal")
+		}
+		if err := e.kill(ctx, c, client); err != nil {
+			return err
+		}
+	}
+	if client != nil {
+		if err := client.Delete(ctx, s.ID, true); err != nil && !fault.Is(err, fault.NotFound) {
+			return fmt.Errorf("remove container %s: %w", s.ID, err)
+		}
+	}
+	if err := e.unmount(ctx, c); err != nil {
+		return fmt.Errorf("remove container %s: %w", s.ID, err)
+	}
+	if err := e.opt.Store.RemoveRootfs(ctx, s.ID); err != nil {
+		return fmt.Errorf("remove container %s: %w", s.ID, err)
+	}
+	if err := e.ctrs.remove(s.ID); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	delete(e.ctrByID, s.ID)
+	e.mu.Unlock()
+	c.mu.Lock()
+	if s.State != StateExited && c.rec.Container.State != StateExited {
+		close(c.ended)
+	}
+	c.mu.Unlock()
+	e.publish(EventDeleted, c.pod.snapshot(), &s)
+	return nil
+}
+
+// Container returns the container with the id, or whose id alone begins so.
+func (e *Engine) Container(_ context.Context, id string) (Container, error) {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return Container{}, err
+	}
+	return c.snapshot(), nil
+}
+
+// Containers returns an owner's containers, oldest first; "" is every owner.
+func (e *Engine) Containers(_ context.Context, owner string) []Container {
+	e.mu.Lock()
+	list := make([]*container, 0, len(e.ctrByID))
+	for _, c := range e.ctrByID {
+		list = append(list, c)
+	}
+	e.mu.Unlock()
+	var out []Container
+	for _, c := range list {
+		if owner == "" || c.pod.snapshot().Spec.Owner == owner {
+			out = append(out, c.snapshot())
+		}
+	}
+	slices.SortFunc(out, func(a, b Container) int {
+		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID))
+	})
+	return out
+}
+
+// Wait returns the container once it has exited; NotFound if it is removed first.
+func (e *Engine) Wait(ctx context.Context, id string) (Container, error) {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return Container{}, err
+	}
+	c.mu.Lock()
+	ended := c.ended
+	c.mu.Unlock()
+	select {
+	case <-ended:
+	case <-ctx.Done():
+		return Container{}, ctx.Err()
+	}
+	s := c.snapshot()
+	if s.State != StateExited {
+		return s, fault.New(fault.NotFound, "container %s was removed before it ran", s.ID)
+	}
+	return s, nil
+}

@@ -1,0 +1,158 @@
+// Package engine runs containers: it turns images of the store into processes
+// in their own namespaces and cgroups, keeps account of them, and finds them
+// again after the daemon was gone.
+//
+// A container lives in a pod, which has the network, IPC and UTS namespaces and
+// one ferry-runner process that is the parent of its containers. The engine
+// holds no process itself: it may end, by will or by accident, and containers,
+// their logs and their exit codes do not notice.
+//
+//	engine ── store    images, writable layers (containerd's libraries)
+//	       ── network  bridge, addresses, host ports (netlink)
+//	       ── runner   client of ferry-runner, one a pod (libcontainer lives there)
+//
+// Its clients are engine/cri (kubelet), dockerapi and build; nothing above the
+// line of docs/architecture.md imports it.
+package engine
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ferryos/ferry/internal/engine/network"
+	"github.com/ferryos/ferry/internal/engine/store"
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+// Options are what an Engine is made from; all fields are needed.
+type Options struct {
+	DataDir      string // records of pods and containers
+	RunDir       string // mount points, runner directories; at most 60 bytes
+	RunnerBinary string // path of ferry-runner
+	CgroupParent string // absolute cgroup path for pods that name none
+	Store        *store.Store
+	Network      *network.Network
+	Log          *slog.Logger
+}
+
+// Engine is the container engine. Its methods may be called concurrently.
+type Engine struct {
+	opt     Options
+	machine machine
+	pods    records[podRecord]
+	ctrs    records[containerRecord]
+	events  broadcaster
+
+	// Lock order: a pod's op, a container's op, then any of the mu, of which
+	// only one is held at a time. A mu is held for memory and the record alone.
+	mu         sync.Mutex
+	podByID    map[string]*pod
+	ctrByID    map[string]*container
+	stopping   bool
+	background sync.WaitGroup
+	bundles    bundles
+}
+
+// New returns an Engine that does nothing before Start.
+func New(opt Options) *Engine {
+	return &Engine{
+		opt:     opt,
+		machine: inspectMachine(),
+		pods:    records[podRecord]{filepath.Join(opt.DataDir, "pods")},
+		ctrs:    records[containerRecord]{filepath.Join(opt.DataDir, "containers")},
+		podByID: map[string]*pod{},
+		ctrByID: map[string]*container{},
+	}
+}
+
+// Name implements lifecycle.Component.
+func (e *Engine) Name() string { return "engine" }
+
+// Start reads the records of an earlier run and takes up what still lives.
+func (e *Engine) Start(ctx context.Context) error {
+	if _, err := os.Stat(e.opt.RunnerBinary); err != nil {
+		return fault.New(fault.Unavailable, "container runner: %w", err).
+			Hint("install ferry-runner beside ferryd, or set libexecDir in the configuration")
+	}
+	for _, dir := range []string{e.opt.RunDir, filepath.Join(e.opt.RunDir, "r"), filepath.Join(e.opt.RunDir, "c")} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return fmt.Errorf("engine directories: %w", err)
+		}
+	}
+	if err := e.pods.open(); err != nil {
+		return fmt.Errorf("engine records: %w", err)
+	}
+	if err := e.ctrs.open(); err != nil {
+		return fmt.Errorf("engine records: %w", err)
+	}
+	return e.recover(ctx)
+}
+
+// Stop lets go of the runners and waits for the engine's own goroutines.
+// Containers run on.
+func (e *Engine) Stop(context.Context) error {
+	e.mu.Lock()
+	e.stopping = true
+	pods := slices.Collect(maps.Values(e.podByID))
+	e.mu.Unlock()
+	for _, p := range pods {
+		if r := p.client(); r != nil {
+			r.Close()
+		}
+	}
+	e.background.Wait()
+	return nil
+}
+
+// Images returns the image store.
+func (e *Engine) Images() *store.Store { return e.opt.Store }
+
+// Subscribe returns all events from now on, in order; the channel is closed
+// once ctx ends. A slow reader delays nobody.
+func (e *Engine) Subscribe(ctx context.Context) <-chan Event { return e.events.subscribe(ctx) }
+
+func (e *Engine) publish(kind EventType, p Pod, c *Container) {
+	e.events.publish(Event{Type: kind, Time: time.Now(), Pod: p, Container: c})
+}
+
+// find returns the one entry of m whose id is key or starts with key.
+func find[T any](m map[string]T, key, what string) (T, error) {
+	if v, ok := m[key]; ok {
+		return v, nil
+	}
+	var found T
+	n := 0
+	if key != "" {
+		for id, v := range m {
+			if strings.HasPrefix(id, key) {
+				found = v
+				n++
+			}
+		}
+	}
+	switch n {
+	case 1:
+		return found, nil
+	case 0:
+		return found, fault.New(fault.NotFound, "no such %s: %s", what, key)
+	default:
+		return found, fault.New(fault.Invalid, "%s %s: the id begins %d of them", what, key, n).Hint("give more of the id")
+	}
+}
+
+// runnerDir is where a pod's runner keeps its socket and state: short, for a
+// unix socket's path has at most 107 bytes.
+func (e *Engine) runnerDir(podID string) string { return filepath.Join(e.opt.RunDir, "r", podID[:12]) }
+
+// rootfsDir is where a container's root is mounted.
+func (e *Engine) rootfsDir(id string) string {
+	return filepath.Join(e.opt.RunDir, "c", id[:12], "rootfs")
+}

@@ -1,0 +1,247 @@
+package engine_test
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/ferryos/ferry/internal/engine"
+	"github.com/ferryos/ferry/internal/engine/enginetest"
+	"github.com/ferryos/ferry/internal/engine/runner/runnertest"
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	runnertest.Clean()
+	os.Exit(code)
+}
+
+// logOf waits for the container's end and returns what it logged, without the
+// entries' heads.
+func logOf(t *testing.T, m *enginetest.Machine, c engine.Container) string {
+	t.Helper()
+	if _, err := m.Wait(t.Context(), c.ID); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(c.LogPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	for line := range strings.Lines(string(data)) {
+		fields := strings.SplitN(line, " ", 4)
+		out.WriteString(fields[3])
+	}
+	return out.String()
+}
+
+func TestContainerDefaults(t *testing.T) {
+	m := enginetest.New(t)
+	_, c := m.Run(engine.ContainerSpec{Name: "d", Command: []string{"sh", "-c", `
+hostname; id; echo FROM=$FROM; cat /proc/self/status | while read k v; do case $k in CapEff:|Seccomp:|NoNewPrivs:) echo $k $v;; esac; done
+touch /proc/sys/kernel/x 2>&1; ls /proc/kcore >/dev/null; wc -l < /proc/timer_list; ls /sys/class/net; cat /etc/hosts; touch /written && echo wrote`}})
+	out := logOf(t, m, c)
+	// Docker's fourteen capabilities are 0xa80425fb.
+	for _, want := range []string{"box\n", "uid=0", "FROM=image", "CapEff: 00000000a80425fb", "Seccomp: 2", "eth0", "box", "wrote\n", "\n0\n"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in:\n%s", want, out)
+		}
+	}
+	if c.Path != "sh" || c.PID == 0 {
+		t.Errorf("container = %+v", c)
+	}
+	got, err := m.Container(t.Context(), c.ID[:12])
+	if err != nil || got.State != engine.StateExited || got.ExitCode != 0 || got.Reason != "Completed" {
+		t.Errorf("after its end: %+v, %v", got, err)
+	}
+}
+
+func TestUserAndReadOnlyRoot(t *testing.T) {
+	m := enginetest.New(t)
+	_, c := m.Run(engine.ContainerSpec{Name: "u", Args: []string{"sh", "-c", "id; touch /x; echo touch $?; echo to-stdout > /dev/stdout"},
+		Security: engine.Security{User: "user", ReadonlyRootfs: true, NoNewPrivileges: true}})
+	out := logOf(t, m, c)
+	for _, want := range []string{"uid=1000(user) gid=1000(user) groups=1000(user),1001(extra)", "touch 1", "to-stdout"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in:\n%s", want, out)
+		}
+	}
+}
+
+func TestStartFailure(t *testing.T) {
+	m := enginetest.New(t)
+	ctx := t.Context()
+	pod, err := m.RunPod(ctx, engine.PodSpec{Owner: engine.OwnerCRI, Name: "p", LogDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for program, code := range map[string]int{"no-such-program": 127, "/etc": 126} {
+		c, err := m.CreateContainer(ctx, pod.ID, engine.ContainerSpec{Name: "c", Image: enginetest.Busybox, Command: []string{program}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.StartContainer(ctx, c.ID); err == nil {
+			t.Errorf("%s started", program)
+		}
+		got, err := m.Wait(ctx, c.ID)
+		if err != nil || got.ExitCode != code || got.Reason != "StartError" || got.Message == "" {
+			t.Errorf("%s: %+v, %v; want code %d", program, got, err, code)
+		}
+	}
+	if _, err := m.CreateContainer(ctx, pod.ID, engine.ContainerSpec{Name: "c", Image: "no-such-image"}); !fault.Is(err, fault.NotFound) {
+		t.Errorf("missing image: %v", err)
+	}
+}
+
+// TestDaemonAway is decision 6 of the architecture: containers outlive the daemon.
+func TestDaemonAway(t *testing.T) {
+	m := enginetest.New(t)
+	ctx := t.Context()
+	pod, long := m.Run(engine.ContainerSpec{Name: "long", Command: []string{"sh", "-c", "while true; do echo tick; sleep 0.1; done"}})
+	_, short := m.Run(engine.ContainerSpec{Name: "short", Command: []string{"sh", "-c", "sleep 0.5; exit 9"}})
+	m.Stop()
+	time.Sleep(time.Second)
+	m.Start()
+	got, err := m.Container(ctx, long.ID)
+	if err != nil || got.State != engine.StateRunning || got.PID != long.PID {
+		t.Errorf("long: %+v, %v", got, err)
+	}
+	got, err = m.Wait(ctx, short.ID)
+	if err != nil || got.ExitCode != 9 {
+		t.Errorf("short: %+v, %v; want its exit of 9", got, err)
+	}
+	again, err := m.Pod(ctx, pod.ID)
+	if err != nil || again.State != engine.PodReady || len(again.IPs) != 1 || again.IPs[0] != pod.IPs[0] {
+		t.Errorf("pod: %+v, %v", again, err)
+	}
+	var out bytes.Buffer
+	code, err := m.Exec(ctx, long.ID, engine.ExecSpec{Args: []string{"sh", "-c", "cat; exit 4"}}, engine.Streams{Stdin: strings.NewReader("in"), Stdout: &out})
+	if err != nil || code != 4 || out.String() != "in" {
+		t.Errorf("exec: %d, %v, %q", code, err, out.String())
+	}
+	begin := time.Now()
+	if err := m.StopContainer(ctx, long.ID, 300*time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := m.Container(ctx, long.ID); got.State != engine.StateExited || got.ExitCode != 137 {
+		t.Errorf("after stop (%v): %+v", time.Since(begin), got)
+	}
+}
+
+// TestRunnerKilled: a runner that dies takes its pod down, and nothing of it is left running.
+func TestRunnerKilled(t *testing.T) {
+	m := enginetest.New(t)
+	ctx := t.Context()
+	pod, c := m.Run(engine.ContainerSpec{Name: "c", Command: []string{"sleep", "1000"}})
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var state string
+	var parent int
+	rest := stat[bytes.LastIndexByte(stat, ')')+2:]
+	if _, err := fmt.Sscanf(string(rest), "%s %d", &state, &parent); err != nil {
+		t.Fatalf("%v: %s", err, stat)
+	}
+	if err := syscall.Kill(parent, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	got, err := m.Wait(ctx, c.ID)
+	if err != nil || got.ExitCode != 137 {
+		t.Errorf("container: %+v, %v", got, err)
+	}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		p, err := m.Pod(ctx, pod.ID)
+		if err == nil && p.State == engine.PodNotReady {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("pod: %+v, %v", p, err)
+		}
+	}
+	if err := syscall.Kill(c.PID, 0); err == nil {
+		t.Error("its process lives on")
+	}
+}
+
+func TestArtifactVolume(t *testing.T) {
+	m := enginetest.New(t)
+	const model = "localhost:5000/models/digits:v1"
+	layer := enginetest.Tar(t, []enginetest.File{{Name: "model.safetensors", Data: []byte("weights")}, {Name: "meta/", Mode: 0o755}, {Name: "meta/info", Data: []byte("info")}})
+	archive := enginetest.ArtifactArchive(t, model, "application/vnd.cncf.model.config.v1+json", []byte(`{}`), "application/vnd.cncf.model.weight.v1.tar", layer)
+	if _, err := m.Store.Load(t.Context(), bytes.NewReader(archive)); err != nil {
+		t.Fatal(err)
+	}
+	_, c := m.Run(engine.ContainerSpec{Name: "v", Command: []string{"sh", "-c", "cat /model/model.safetensors; echo; cat /meta/info; touch /model/x; echo touch $?"},
+		Mounts: []engine.Mount{{Kind: engine.MountImage, Source: model, Destination: "/model"},
+			{Kind: engine.MountImage, Source: model, Destination: "/meta", SubPath: "meta"}}})
+	if out := logOf(t, m, c); !strings.Contains(out, "weights\n") || !strings.Contains(out, "info") || !strings.Contains(out, "touch 1") {
+		t.Errorf("output:\n%s", out)
+	}
+	if err := m.Store.GC(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.RemoveContainer(t.Context(), c.ID, false); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestNothingLeft removes what it made and looks at the disk.
+func TestNothingLeft(t *testing.T) {
+	m := enginetest.New(t)
+	ctx := t.Context()
+	count := func() int {
+		if err := m.Store.GC(ctx); err != nil {
+			t.Fatal(err)
+		}
+		entries, err := os.ReadDir(filepath.Join(m.Dir(), "store", "snapshots", "snapshots"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	before := count()
+	pod, c := m.Run(engine.ContainerSpec{Name: "c", Command: []string{"sh", "-c", "echo x > /x; sleep 100"}})
+	if n := count(); n != before+1 {
+		t.Errorf("%d snapshots while it runs, %d before", n, before)
+	}
+	if err := m.RemovePod(ctx, pod.ID); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(); n != before {
+		t.Errorf("%d snapshots after, %d before", n, before)
+	}
+	if _, err := m.Container(ctx, c.ID); !fault.Is(err, fault.NotFound) {
+		t.Errorf("container: %v", err)
+	}
+	if _, deleted, err := m.Store.Remove(ctx, enginetest.Busybox, false); err != nil || len(deleted) != 1 {
+		t.Errorf("remove image: %v, %v", deleted, err)
+	}
+	if n := count(); n != 0 {
+		t.Errorf("%d snapshots of no image", n)
+	}
+	for _, dir := range []string{"run/r", "run/c", "run/p"} {
+		if entries, _ := os.ReadDir(filepath.Join(m.Dir(), dir)); len(entries) != 0 {
+			t.Errorf("%s holds %v", dir, entries)
+		}
+	}
+}
+
+func BenchmarkRun(b *testing.B) {
+	m := enginetest.New(b)
+	for b.Loop() {
+		pod, c := m.Run(engine.ContainerSpec{Name: "b", Command: []string{"true"}})
+		if _, err := m.Wait(b.Context(), c.ID); err != nil {
+			b.Fatal(err)
+		}
+		if err := m.RemovePod(b.Context(), pod.ID); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

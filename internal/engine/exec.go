@@ -1,0 +1,299 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/ferryos/ferry/internal/engine/runner"
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+// running returns the container and its runner, or Conflict if it does not run.
+func (e *Engine) running(id string) (*container, *runner.Client, error) {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	client := c.pod.client()
+	if s := c.snapshot(); client == nil || !s.State.alive() {
+		return nil, nil, fault.New(fault.Conflict, "container %s is not running", s.ID).Hint("start it first")
+	}
+	return c, client, nil
+}
+
+// Exec runs one more process in a running container and returns its exit code
+// once it has ended and all its output is written. Cancelling ctx kills it.
+func (e *Engine) Exec(ctx context.Context, id string, spec ExecSpec, streams Streams) (int, error) {
+	c, client, err := e.running(id)
+	if err != nil {
+		return 0, err
+	}
+	process, err := e.execProcess(c, spec)
+	if err != nil {
+		return 0, fmt.Errorf("exec in %s: %w", id, err)
+	}
+	c.pod.streams.Add(1)
+	defer c.pod.streams.Done()
+	execID := newID()
+	rs := runnerStreams(streams)
+	if spec.OnStart != nil {
+		rs.Started = func() { spec.OnStart(execID) }
+	}
+	code, err := client.Exec(ctx, runner.ExecRequest{
+		ContainerID: c.snapshot().ID, ExecID: execID, Process: process, TTY: spec.TTY, Stdin: streams.Stdin != nil}, rs)
+	if err != nil {
+		return 0, fmt.Errorf("exec in %s: %w", id, err)
+	}
+	return code, nil
+}
+
+// execProcess is the container's process with another program.
+func (e *Engine) execProcess(c *container, spec ExecSpec) (*specs.Process, error) {
+	if len(spec.Args) == 0 {
+		return nil, fault.New(fault.Invalid, "no command given").Hint("name the program to run")
+	}
+	rec := c.record()
+	cs := rec.Container.Spec
+	cs.TTY, cs.Env = spec.TTY, mergeEnv(cs.Env, spec.Env)
+	cs.WorkingDir = cmp.Or(spec.WorkingDir, cs.WorkingDir)
+	cs.Security.Privileged = cs.Security.Privileged || spec.Privileged
+	u, err := resolveUser(e.rootfsDir(rec.Container.ID), cmp.Or(spec.User, cs.Security.User, rec.Image.User),
+		cs.Security.SupplementalGroups, cs.Security.StrictGroups)
+	if err != nil {
+		return nil, err
+	}
+	caps, err := effectiveCaps(cs.Security, e.machine.caps)
+	if err != nil {
+		return nil, err
+	}
+	return specInput{container: cs, hostname: podHostname(c.pod.snapshot()), image: rec.Image, argv: spec.Args, user: u,
+		minOOMAdj: e.machine.minOOMAdj}.process(caps), nil
+}
+
+func runnerStreams(s Streams) runner.Streams {
+	return runner.Streams{Stdin: s.Stdin, Stdout: s.Stdout, Stderr: s.Stderr, Resize: s.Resize}
+}
+
+// Attach connects streams to a container's main process, from now on. On a
+// created container it waits for the start and misses nothing of the output.
+// It returns when the container has exited and its output is written, or when
+// ctx ends.
+func (e *Engine) Attach(ctx context.Context, id string, streams Streams) error {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	placed, waits := c.placed, false
+	select {
+	case <-placed:
+	default:
+		waits = true
+		c.attaching.Add(1)
+	}
+	c.mu.Unlock()
+	c.pod.streams.Add(1)
+	defer c.pod.streams.Done()
+	rs := runnerStreams(streams)
+	if waits {
+		attached := sync.OnceFunc(c.attaching.Done)
+		defer attached()
+		rs.Started = attached
+		select {
+		case <-placed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	client := c.pod.client()
+	if client == nil {
+		return nil
+	}
+	if err := client.Attach(ctx, c.snapshot().ID, rs); err != nil && !(waits && fault.Is(err, fault.NotFound)) {
+		return fmt.Errorf("attach to %s: %w", id, err)
+	}
+	return nil
+}
+
+// ResizeContainer sets the size of a container's terminal.
+func (e *Engine) ResizeContainer(ctx context.Context, id string, cols, rows uint) error {
+	return e.ResizeExec(ctx, id, "", cols, rows)
+}
+
+// ResizeExec sets the size of the terminal of a process that Exec started.
+func (e *Engine) ResizeExec(ctx context.Context, id, execID string, cols, rows uint) error {
+	c, client, err := e.running(id)
+	if err != nil {
+		return err
+	}
+	return client.Resize(ctx, c.snapshot().ID, execID, [2]uint{cols, rows})
+}
+
+// Signal sends a signal to a container's main process.
+func (e *Engine) Signal(ctx context.Context, id string, sig syscall.Signal) error {
+	c, client, err := e.running(id)
+	if err != nil {
+		return err
+	}
+	return client.Signal(ctx, c.snapshot().ID, sig, false)
+}
+
+// Pause freezes all processes of a container; Resume lets them go on.
+func (e *Engine) Pause(ctx context.Context, id string) error {
+	return e.freeze(ctx, id, StateRunning, StatePaused, EventPaused, (*runner.Client).Pause)
+}
+
+// Resume thaws a paused container.
+func (e *Engine) Resume(ctx context.Context, id string) error {
+	return e.freeze(ctx, id, StatePaused, StateRunning, EventResumed, (*runner.Client).Resume)
+}
+
+func (e *Engine) freeze(ctx context.Context, id string, from, to ContainerState, kind EventType,
+	call func(*runner.Client, context.Context, string) error) error {
+	c, client, err := e.running(id)
+	if err != nil {
+		return err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	s := c.snapshot()
+	if s.State != from {
+		return fault.New(fault.Conflict, "container %s is %s, not %s", s.ID, s.State, from)
+	}
+	if err := call(client, ctx, s.ID); err != nil {
+		return err
+	}
+	if err := e.setContainer(c, func(s *Container) {
+		if s.State == from { // it may have exited meanwhile
+			s.State = to
+		}
+	}); err != nil {
+		return err
+	}
+	s = c.snapshot()
+	e.publish(kind, c.pod.snapshot(), &s)
+	return nil
+}
+
+// UpdateContainer changes a container's limits, at once if it runs.
+func (e *Engine) UpdateContainer(ctx context.Context, id string, r Resources) error {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	s := c.snapshot()
+	if client := c.pod.client(); client != nil && s.State.alive() {
+		limits, err := linuxResources(r, s.Spec.Security.Privileged, nil)
+		if err != nil {
+			return err
+		}
+		limits.Devices = nil // rules stay
+		if err := client.Update(ctx, s.ID, limits); err != nil {
+			return fmt.Errorf("update container %s: %w", s.ID, err)
+		}
+	}
+	return e.setContainer(c, func(s *Container) { s.Spec.Resources = r })
+}
+
+// ReopenLog has the container's log written to its path anew, after a rotation.
+func (e *Engine) ReopenLog(ctx context.Context, id string) error {
+	c, client, err := e.running(id)
+	if err != nil {
+		return err
+	}
+	return client.ReopenLog(ctx, c.snapshot().ID)
+}
+
+// Processes returns the process ids of a running container, as the host sees them.
+func (e *Engine) Processes(ctx context.Context, id string) ([]int, error) {
+	c, client, err := e.running(id)
+	if err != nil {
+		return nil, err
+	}
+	return client.Processes(ctx, c.snapshot().ID)
+}
+
+// Stats returns a running container's usage; of one that does not run, only
+// its writable layer's.
+func (e *Engine) Stats(ctx context.Context, id string) (Stats, error) {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return Stats{}, err
+	}
+	s := c.snapshot()
+	out := Stats{Time: time.Now()}
+	if usage, err := e.opt.Store.RootfsUsage(ctx, s.ID); err == nil {
+		out.RootfsBytes, out.RootfsInodes = uint64(usage.Size), uint64(usage.Inodes)
+	}
+	client := c.pod.client()
+	if client == nil || !s.State.alive() {
+		return out, nil
+	}
+	r, err := client.Stats(ctx, s.ID)
+	if err != nil {
+		return out, fmt.Errorf("stats of %s: %w", s.ID, err)
+	}
+	out.CPUNanos, out.Pids = r.CPUNanos, r.Pids
+	out.MemoryUsage, out.MemoryWorkingSet, out.MemoryRSS, out.MemoryLimit = r.MemoryUsage, r.MemoryWorkingSet, r.MemoryRSS, r.MemoryLimit
+	out.PageFaults, out.MajorPageFaults = r.PageFaults, r.MajorPageFaults
+	return out, nil
+}
+
+// RootfsPath returns where the container's root is mounted, mounting it if it
+// is not. It stays mounted until the container is removed.
+func (e *Engine) RootfsPath(ctx context.Context, id string) (string, error) {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return "", err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	return e.mountRootfs(ctx, c.snapshot().ID)
+}
+
+// PortForward copies between conn and a TCP port of the pod's loopback until
+// either side closes or ctx ends. It closes conn.
+func (e *Engine) PortForward(ctx context.Context, podID string, port int, conn io.ReadWriteCloser) error {
+	defer conn.Close()
+	p, err := e.findPod(podID)
+	if err != nil {
+		return err
+	}
+	pod := p.snapshot()
+	if pod.State != PodReady {
+		return fault.New(fault.Conflict, "pod %s is not running", pod.ID)
+	}
+	if pod.Spec.Network == ModeNone {
+		return fault.New(fault.Unsupported, "pod %s has no network", pod.ID)
+	}
+	remote, err := e.opt.Network.DialPod(ctx, pod.NetnsPath, "tcp", net.JoinHostPort("localhost", strconv.Itoa(port)))
+	if err != nil {
+		return fmt.Errorf("forward to port %d of pod %s: %w", port, pod.ID, err)
+	}
+	stop := context.AfterFunc(ctx, func() { remote.Close(); conn.Close() })
+	defer stop()
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		io.Copy(remote, conn)
+		if half, ok := remote.(interface{ CloseWrite() error }); ok {
+			half.CloseWrite()
+		}
+	}()
+	_, err = io.Copy(conn, remote)
+	remote.Close()
+	conn.Close()
+	<-sent
+	return err
+}

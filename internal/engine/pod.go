@@ -1,0 +1,339 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ferryos/ferry/internal/engine/network"
+	"github.com/ferryos/ferry/internal/engine/runner"
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+// killTime is how long processes get to disappear after SIGKILL; more means
+// that they hang in the kernel.
+const killTime = 10 * time.Second
+
+// podRecord is what is kept of a pod on disk.
+type podRecord struct {
+	Pod        Pod
+	Namespaces runner.Namespaces
+}
+
+// pod is a pod in memory. op serialises what changes it, mu guards the fields.
+type pod struct {
+	op sync.Mutex
+
+	mu     sync.Mutex
+	rec    podRecord
+	runner *runner.Client // nil unless ready
+
+	// streams counts callers attached to its containers, who must get the last
+	// output before the runner goes.
+	streams sync.WaitGroup
+}
+
+func (p *pod) client() *runner.Client {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.runner
+}
+
+func (p *pod) record() podRecord {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.rec
+}
+
+func (p *pod) snapshot() Pod { return p.record().Pod }
+
+// set changes the pod's record in memory and on disk.
+func (e *Engine) setPod(p *pod, change func(*podRecord)) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	change(&p.rec)
+	return e.pods.save(p.rec.Pod.ID, p.rec)
+}
+
+func (e *Engine) findPod(key string) (*pod, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return find(e.podByID, key, "pod")
+}
+
+// RunPod makes a pod: its network, its IPC and UTS namespaces and its runner.
+// On error nothing of it is left.
+func (e *Engine) RunPod(ctx context.Context, spec PodSpec) (Pod, error) {
+	if spec.RuntimeHandler != "" {
+		return Pod{}, fault.New(fault.Invalid, "pod %s: runtime handler %q is not known", spec.Name, spec.RuntimeHandler).
+			Hint("remove runtimeClassName, or use a RuntimeClass whose handler is empty")
+	}
+	p := &pod{rec: podRecord{Pod: Pod{ID: newID(), Spec: spec, CreatedAt: time.Now()}}}
+	p.op.Lock()
+	defer p.op.Unlock()
+	if err := e.startPod(ctx, p); err != nil {
+		return Pod{}, errors.Join(fmt.Errorf("run pod %s: %w", spec.Name, err), e.pods.remove(p.rec.Pod.ID))
+	}
+	e.mu.Lock()
+	e.podByID[p.rec.Pod.ID] = p
+	e.mu.Unlock()
+	e.publish(EventPodUp, p.snapshot(), nil)
+	return p.snapshot(), nil
+}
+
+// StartPod gives a stopped pod its namespaces, network and runner again; its
+// address may be another. A ready pod stays as it is.
+func (e *Engine) StartPod(ctx context.Context, id string) error {
+	p, err := e.findPod(id)
+	if err != nil {
+		return err
+	}
+	p.op.Lock()
+	defer p.op.Unlock()
+	if p.client() != nil {
+		return nil
+	}
+	if err := e.startPod(ctx, p); err != nil {
+		return fmt.Errorf("start pod %s: %w", id, err)
+	}
+	e.publish(EventPodUp, p.snapshot(), nil)
+	return nil
+}
+
+// startPod brings p up and records it, or leaves nothing of it running. p.op is held.
+func (e *Engine) startPod(ctx context.Context, p *pod) (err error) {
+	pod := p.snapshot()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.releasePod(context.WithoutCancel(ctx), p))
+		}
+	}()
+	var attached network.Attachment
+	var ns runner.Namespaces
+	g, gctx := errgroup.WithContext(ctx)
+	if pod.Spec.Network == ModePod {
+		g.Go(func() (err error) {
+			attached, err = e.opt.Network.Attach(gctx, pod.ID, network.AttachOptions{Ports: pod.Spec.Ports})
+			return err
+		})
+	}
+	g.Go(func() (err error) {
+		ns, err = e.launchRunner(gctx, p)
+		return err
+	})
+	g.Go(func() error { return e.mountShm(pod) })
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	pod.State, pod.NetnsPath, pod.Ports, pod.IPs = PodReady, attached.NetnsPath, attached.Ports, nil
+	if attached.IP.IsValid() {
+		pod.IPs = []netip.Addr{attached.IP.Addr()}
+	}
+	if err := e.writePodFiles(pod); err != nil {
+		return err
+	}
+	return e.setPod(p, func(r *podRecord) { *r = podRecord{Pod: pod, Namespaces: ns} })
+}
+
+func (e *Engine) launchRunner(ctx context.Context, p *pod) (runner.Namespaces, error) {
+	pod := p.snapshot()
+	client, err := runner.Launch(ctx, runner.LaunchOptions{Binary: e.opt.RunnerBinary, Dir: e.runnerDir(pod.ID), Log: e.opt.Log})
+	if err != nil {
+		return runner.Namespaces{}, err
+	}
+	p.mu.Lock()
+	p.runner = client
+	p.mu.Unlock()
+	ns, err := client.Setup(ctx, runner.SetupRequest{
+		Hostname: podHostname(pod),
+		HostUTS:  pod.Spec.Network == ModeHost && pod.Spec.Owner == OwnerCRI,
+		HostIPC:  pod.Spec.IPC == ModeHost,
+		SharePID: pod.Spec.PID == ModePod,
+	})
+	if err != nil {
+		return runner.Namespaces{}, err
+	}
+	e.watch(context.WithoutCancel(ctx), p, client)
+	return ns, nil
+}
+
+// StopPod kills the pod's containers and gives back its network and
+// namespaces. The pod stays listed, not ready. Idempotent.
+func (e *Engine) StopPod(ctx context.Context, id string) error {
+	p, err := e.findPod(id)
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	p.op.Lock()
+	defer p.op.Unlock()
+	return e.stopPod(ctx, p)
+}
+
+// stopPod is StopPod with p.op held.
+func (e *Engine) stopPod(ctx context.Context, p *pod) error {
+	id := p.snapshot().ID
+	for _, c := range e.containersOf(id) {
+		if err := e.killContainer(ctx, c); err != nil {
+			return fmt.Errorf("stop pod %s: %w", id, err)
+		}
+	}
+	wasReady := p.client() != nil
+	if err := e.releasePod(ctx, p); err != nil {
+		return fmt.Errorf("stop pod %s: %w", id, err)
+	}
+	if p.snapshot().State == PodReady || wasReady {
+		if err := e.setPod(p, func(r *podRecord) { r.Pod.State = PodNotReady }); err != nil {
+			return err
+		}
+		e.publish(EventPodDown, p.snapshot(), nil)
+	}
+	return nil
+}
+
+// releasePod ends the runner and gives back what the pod holds of the machine.
+// It goes on past errors: each part is given back whether or not another could be.
+func (e *Engine) releasePod(ctx context.Context, p *pod) error {
+	pod := p.snapshot()
+	p.mu.Lock()
+	client := p.runner
+	p.runner = nil
+	p.mu.Unlock()
+	var errs []error
+	if client != nil {
+		waitAtMost(&p.streams, time.Second)
+		if err := client.Shutdown(ctx); err != nil && !fault.Is(err, fault.Unavailable) {
+			errs = append(errs, err)
+		}
+		client.Close()
+	}
+	if pod.Spec.Network == ModePod {
+		errs = append(errs, e.opt.Network.Detach(ctx, pod.ID))
+	}
+	errs = append(errs, e.removePodFiles(pod))
+	return errors.Join(errs...)
+}
+
+// RemovePod stops the pod and removes it and its containers. Idempotent.
+func (e *Engine) RemovePod(ctx context.Context, id string) error {
+	p, err := e.findPod(id)
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	p.op.Lock()
+	defer p.op.Unlock()
+	if err := e.stopPod(ctx, p); err != nil {
+		return err
+	}
+	pod := p.snapshot()
+	for _, c := range e.containersOf(pod.ID) {
+		if err := e.removeContainer(ctx, c, true); err != nil {
+			return fmt.Errorf("remove pod %s: %w", pod.ID, err)
+		}
+	}
+	if err := e.pods.remove(pod.ID); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	delete(e.podByID, pod.ID)
+	e.mu.Unlock()
+	e.publish(EventPodGone, pod, nil)
+	return nil
+}
+
+// Pod returns the pod with the id, or whose id alone begins so.
+func (e *Engine) Pod(_ context.Context, id string) (Pod, error) {
+	p, err := e.findPod(id)
+	if err != nil {
+		return Pod{}, err
+	}
+	return p.snapshot(), nil
+}
+
+// Pods returns an owner's pods, oldest first; "" is every owner.
+func (e *Engine) Pods(_ context.Context, owner string) []Pod {
+	e.mu.Lock()
+	list := make([]*pod, 0, len(e.podByID))
+	for _, p := range e.podByID {
+		list = append(list, p)
+	}
+	e.mu.Unlock()
+	var out []Pod
+	for _, p := range list {
+		if s := p.snapshot(); owner == "" || s.Spec.Owner == owner {
+			out = append(out, s)
+		}
+	}
+	slices.SortFunc(out, func(a, b Pod) int {
+		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID))
+	})
+	return out
+}
+
+// watch follows the runner's events until the client is closed. A runner that
+// ends by itself takes its pod down.
+func (e *Engine) watch(ctx context.Context, p *pod, client *runner.Client) {
+	e.background.Go(func() {
+		err := client.Events(ctx, func(ev runner.Event) { e.runnerEvent(ctx, p, ev) })
+		e.mu.Lock()
+		stopping := e.stopping
+		e.mu.Unlock()
+		if stopping || p.client() != client {
+			return
+		}
+		e.opt.Log.Error("container runner ended", "pod", p.snapshot().ID, "error", err)
+		p.op.Lock()
+		defer p.op.Unlock()
+		e.runnerLost(ctx, p)
+	})
+}
+
+// runnerLost accounts for the containers of a runner that is gone: those it
+// saw exit have left their exit on disk, the others are killed.
+func (e *Engine) runnerLost(ctx context.Context, p *pod) {
+	pod := p.snapshot()
+	for _, c := range e.containersOf(pod.ID) {
+		s := c.snapshot()
+		if s.State != StateRunning && s.State != StatePaused {
+			continue
+		}
+		exit, err := runner.ReadExit(e.runnerDir(pod.ID), s.ID)
+		if err != nil {
+			if err := runner.KillOrphans(c.cgroup()); err != nil {
+				e.opt.Log.Error("kill the containers of a lost runner", "container", s.ID, "error", err)
+			}
+			exit = runner.Exit{Code: 128 + int(syscall.SIGKILL), FinishedAt: time.Now(), Error: "its runner ended"}
+		}
+		e.containerExited(c, exit)
+	}
+	if err := e.releasePod(ctx, p); err != nil {
+		e.opt.Log.Error("release a lost pod", "pod", pod.ID, "error", err)
+	}
+	if err := e.setPod(p, func(r *podRecord) { r.Pod.State = PodNotReady }); err != nil {
+		e.opt.Log.Error("record a lost pod", "pod", pod.ID, "error", err)
+	}
+	e.publish(EventPodDown, p.snapshot(), nil)
+}
+
+// waitAtMost waits for wg, but no longer than limit.
+func waitAtMost(wg *sync.WaitGroup, limit time.Duration) {
+	done := make(chan struct{})
+	go func() { wg.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(limit):
+	}
+}

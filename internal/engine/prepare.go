@@ -1,0 +1,238 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/ferryos/ferry/internal/engine/store"
+	"github.com/ferryos/ferry/internal/fault"
+	"github.com/moby/sys/signal"
+)
+
+// prepare mounts the container's root and volumes and computes its spec; c.op
+// is held. What it mounts, unmount takes away; both may be repeated.
+func (e *Engine) prepare(ctx context.Context, c *container) (*specs.Spec, error) {
+	rec := c.record()
+	podRec := c.pod.record()
+	pod, spec := podRec.Pod, rec.Container.Spec
+	rootfs, err := e.mountRootfs(ctx, rec.Container.ID)
+	if err != nil {
+		return nil, err
+	}
+	u, err := resolveUser(rootfs, cmp.Or(spec.Security.User, rec.Image.User), spec.Security.SupplementalGroups, spec.Security.StrictGroups)
+	if err != nil {
+		return nil, err
+	}
+	mounts := e.fileMounts(pod, spec.Security.ReadonlyRootfs)
+	volumes, err := e.volumeMounts(ctx, rec.Container)
+	if err != nil {
+		return nil, err
+	}
+	ns, err := e.namespacesFor(podRec, spec)
+	if err != nil {
+		return nil, err
+	}
+	return buildSpec(specInput{
+		container: spec, id: rec.Container.ID, hostname: podHostname(pod), image: rec.Image,
+		argv: append([]string{rec.Container.Path}, rec.Container.Args...), user: u, rootfs: rootfs, cgroup: rec.Cgroup,
+		shm: filepath.Join(e.podDir(pod.ID), "shm"), mounts: append(mounts, volumes...), ns: ns, sysctls: pod.Spec.Sysctls,
+		hostIPC: pod.Spec.IPC == ModeHost, heldCaps: e.machine.caps, minOOMAdj: e.machine.minOOMAdj, cgroupV2: e.machine.cgroupV2,
+	})
+}
+
+// namespacesFor says which namespaces a container joins.
+func (e *Engine) namespacesFor(p podRecord, spec ContainerSpec) (namespaces, error) {
+	ns := namespaces{network: p.Pod.NetnsPath, ipc: p.Namespaces.IPC, uts: p.Namespaces.UTS}
+	if p.Pod.Spec.Network == ModeHost {
+		ns.network = hostNamespace
+	}
+	ns.ipc, ns.uts = cmp.Or(ns.ipc, hostNamespace), cmp.Or(ns.uts, hostNamespace)
+	if spec.PIDTarget != "" {
+		target, err := e.findContainer(spec.PIDTarget)
+		if err != nil {
+			return ns, err
+		}
+		s := target.snapshot()
+		if s.PID == 0 {
+			return ns, fault.New(fault.Conflict, "container %s, whose processes are to be seen, is not running", s.ID)
+		}
+		ns.pid = filepath.Join("/proc", strconv.Itoa(s.PID), "ns/pid")
+		return ns, nil
+	}
+	switch cmp.Or(spec.PID, p.Pod.Spec.PID) {
+	case ModeHost:
+		ns.pid = hostNamespace
+	case ModePod:
+		ns.pid = p.Namespaces.PID
+	}
+	return ns, nil
+}
+
+// mountRootfs mounts the container's root unless it is mounted already.
+func (e *Engine) mountRootfs(ctx context.Context, id string) (string, error) {
+	dir := e.rootfsDir(id)
+	mounted, err := isMountPoint(dir)
+	if err != nil || mounted {
+		return dir, err
+	}
+	mounts, err := e.opt.Store.RootfsMounts(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return "", err
+	}
+	if err := e.opt.Store.MountAll(mounts, dir); err != nil {
+		return "", fmt.Errorf("mount root of container %s: %w", id, err)
+	}
+	return dir, nil
+}
+
+// isMountPoint reports whether dir is the root of a mount; false if it does not exist.
+func isMountPoint(dir string) (bool, error) {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, 0, &st)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("stat %s: %w", dir, err)
+	}
+	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+}
+
+// volumeMounts turns the container's mounts into the runtime's, mounting image
+// volumes on the way.
+func (e *Engine) volumeMounts(ctx context.Context, c Container) ([]specs.Mount, error) {
+	var out []specs.Mount
+	for i, m := range c.Spec.Mounts {
+		switch m.Kind {
+		case MountTmpfs:
+			options := m.Options
+			if len(options) == 0 {
+				options = []string{"nosuid", "nodev", "noexec"}
+			}
+			out = append(out, specs.Mount{Destination: m.Destination, Type: "tmpfs", Source: "tmpfs", Options: options})
+		case MountBind:
+			out = append(out, specs.Mount{Destination: m.Destination, Type: "bind", Source: m.Source, Options: bindOptions(m)})
+		case MountImage:
+			source, err := e.mountImage(ctx, c.ID, i, m)
+			if err != nil {
+				return nil, err
+			}
+			m.ReadOnly = true
+			out = append(out, specs.Mount{Destination: m.Destination, Type: "bind", Source: source, Options: bindOptions(m)})
+		default:
+			return nil, fault.New(fault.Invalid, "mount %s: kind %q is not known", m.Destination, m.Kind)
+		}
+	}
+	return out, nil
+}
+
+func bindOptions(m Mount) []string {
+	options := append([]string{"rbind", cmp.Or(m.Propagation, "rprivate")}, m.Options...)
+	switch {
+	case m.ReadOnly && m.Recursive:
+		options = append(options, "rro")
+	case m.ReadOnly:
+		options = append(options, "ro")
+	default:
+		options = append(options, "rw")
+	}
+	return options
+}
+
+// volumeDir is where a container's i-th mount, an image, is mounted.
+func (e *Engine) volumeDir(id string, i int) string {
+	return filepath.Join(filepath.Dir(e.rootfsDir(id)), "volume-"+strconv.Itoa(i))
+}
+
+func volumeKey(id string, i int) string { return id + "-volume-" + strconv.Itoa(i) }
+
+// mountImage mounts an image or artifact read-only and returns the path of
+// what the mount asks for in it.
+func (e *Engine) mountImage(ctx context.Context, id string, i int, m Mount) (string, error) {
+	dir := e.volumeDir(id, i)
+	mounted, err := isMountPoint(dir)
+	if err != nil {
+		return "", err
+	}
+	if !mounted {
+		img, err := e.opt.Store.Image(ctx, m.Source)
+		if err != nil {
+			return "", fmt.Errorf("image volume %s: %w", m.Destination, err)
+		}
+		mounts, err := e.opt.Store.ViewImage(ctx, volumeKey(id, i), img.Digest)
+		if err != nil {
+			return "", fmt.Errorf("image volume %s: %w", m.Destination, err)
+		}
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return "", err
+		}
+		if err := e.opt.Store.MountAll(mounts, dir); err != nil {
+			return "", fmt.Errorf("image volume %s: %w", m.Destination, err)
+		}
+	}
+	if m.SubPath == "" {
+		return dir, nil
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return "", err
+	}
+	defer root.Close()
+	// The image is read-only, so what is found inside the root stays there.
+	if _, err := root.Stat(m.SubPath); err != nil {
+		return "", fault.New(fault.NotFound, "image volume %s: sub path %q: %w", m.Destination, m.SubPath, err)
+	}
+	return filepath.EvalSymlinks(filepath.Join(dir, m.SubPath))
+}
+
+// unmount takes away what prepare mounted.
+func (e *Engine) unmount(ctx context.Context, c *container) error {
+	s := c.snapshot()
+	dirs := []string{e.rootfsDir(s.ID)}
+	for i, m := range s.Spec.Mounts {
+		if m.Kind == MountImage {
+			dirs = append(dirs, e.volumeDir(s.ID, i))
+		}
+	}
+	for _, dir := range slices.Backward(dirs) {
+		if err := store.UnmountAll(dir); err != nil {
+			return err
+		}
+	}
+	for i, m := range s.Spec.Mounts {
+		if m.Kind == MountImage {
+			if err := e.opt.Store.RemoveView(ctx, volumeKey(s.ID, i)); err != nil {
+				return err
+			}
+		}
+	}
+	// Remove, not RemoveAll: should something still be mounted, its content is not ours to delete.
+	for _, dir := range append(dirs, filepath.Dir(e.rootfsDir(s.ID))) {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// stopSignal is the signal named by the container, else by its image, else SIGTERM.
+func stopSignal(container, image string) (unix.Signal, error) {
+	name := cmp.Or(container, image, "SIGTERM")
+	sig, err := signal.ParseSignal(name)
+	if err != nil {
+		return 0, fault.New(fault.Invalid, "stop signal %q: %w", name, err).Hint("use a name or number of signal(7)")
+	}
+	return sig, nil
+}

@@ -1,0 +1,80 @@
+package engine
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// records keeps one JSON file for each pod or container in a directory, so
+// that what runs can be taken up again after the daemon ends, however it ends.
+type records[T any] struct{ dir string }
+
+func (r records[T]) open() error { return os.MkdirAll(r.dir, 0o700) }
+
+func (r records[T]) path(id string) string { return filepath.Join(r.dir, id+".json") }
+
+// save writes the record by rename, so that a reader sees the old or the new
+// one. It does not wait for the disk: the records describe processes, which a
+// power loss ends as well.
+func (r records[T]) save(id string, v T) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("record %s: %w", id, err)
+	}
+	tmp := r.path(id) + ".new"
+	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+		return fmt.Errorf("record %s: %w", id, err)
+	}
+	if err := os.Rename(tmp, r.path(id)); err != nil {
+		return fmt.Errorf("record %s: %w", id, err)
+	}
+	return nil
+}
+
+func (r records[T]) remove(id string) error {
+	if err := os.Remove(r.path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("record %s: %w", id, err)
+	}
+	return nil
+}
+
+// load returns all records. One that cannot be read is reported to bad and
+// left where it is.
+func (r records[T]) load(bad func(path string, err error)) (map[string]T, error) {
+	entries, err := os.ReadDir(r.dir)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string]T, len(entries))
+	for _, e := range entries {
+		id, ok := strings.CutSuffix(e.Name(), ".json")
+		if !ok {
+			continue
+		}
+		var v T
+		data, err := os.ReadFile(r.path(id))
+		if err == nil {
+			err = json.Unmarshal(data, &v)
+		}
+		if err != nil {
+			bad(r.path(id), err)
+			continue
+		}
+		out[id] = v
+	}
+	return out, nil
+}
+
+// newID returns 64 hexadecimal digits, as Docker's and containerd's IDs are.
+func newID() string {
+	var b [32]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}

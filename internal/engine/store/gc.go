@@ -1,0 +1,113 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/snapshots"
+)
+
+// collectDelay gathers removals into one collection and keeps its work from
+// the moments in which something is removed and started anew.
+const collectDelay = 3 * time.Second
+
+// collector runs garbage collection in the background after removals.
+type collector struct {
+	wake   chan struct{}
+	cancel context.CancelFunc
+	done   sync.WaitGroup
+}
+
+func (c *collector) start(ctx context.Context, s *Store) {
+	c.wake = make(chan struct{}, 1)
+	ctx, cancel := context.WithCancel(namespaced(context.WithoutCancel(ctx)))
+	c.cancel = cancel
+	c.done.Go(func() { c.run(ctx, s) })
+}
+
+func (c *collector) run(ctx context.Context, s *Store) {
+	for {
+		select {
+		case <-c.wake:
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case <-time.After(collectDelay):
+		case <-ctx.Done():
+			return
+		}
+		if err := s.GC(ctx); err != nil && ctx.Err() == nil {
+			s.opt.Log.Error("collect garbage", "error", err)
+		}
+	}
+}
+
+// soon has a collection run before long.
+func (c *collector) soon() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (c *collector) stop() {
+	c.cancel()
+	c.done.Wait()
+}
+
+// GC removes what nothing keeps: blobs, snapshots and the directories of
+// removed ones.
+func (s *Store) GC(ctx context.Context) error {
+	ctx = namespaced(ctx)
+	if _, err := s.db.GarbageCollect(ctx); err != nil {
+		return fmt.Errorf("garbage collection: %w", err)
+	}
+	// The collection above cleans up behind its own removals alone.
+	if cleaner, ok := s.overlay.(snapshots.Cleaner); ok {
+		if err := cleaner.Cleanup(ctx); err != nil {
+			return fmt.Errorf("garbage collection: %w", err)
+		}
+	}
+	return nil
+}
+
+// FsInfo is what images take of the disk.
+type FsInfo struct {
+	Path          string
+	Bytes, Inodes int64
+}
+
+// FsInfo adds up the blobs and the unpacked layers; containers' own writes are
+// their containers' (RootfsUsage).
+func (s *Store) FsInfo(ctx context.Context) (FsInfo, error) {
+	ctx = namespaced(ctx)
+	info := FsInfo{Path: s.opt.Root}
+	err := s.db.ContentStore().Walk(ctx, func(b content.Info) error {
+		info.Bytes += b.Size
+		info.Inodes++
+		return nil
+	})
+	if err != nil {
+		return info, fmt.Errorf("image store usage: %w", err)
+	}
+	err = s.snapshotter.Walk(ctx, func(ctx context.Context, sn snapshots.Info) error {
+		if sn.Kind != snapshots.KindCommitted {
+			return nil
+		}
+		usage, err := s.snapshotter.Usage(ctx, sn.Name)
+		if err != nil {
+			return err
+		}
+		info.Bytes += usage.Size
+		info.Inodes += usage.Inodes
+		return nil
+	})
+	if err != nil {
+		return info, fmt.Errorf("image store usage: %w", err)
+	}
+	return info, nil
+}

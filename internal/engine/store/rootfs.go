@@ -1,0 +1,162 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/rootfs"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+// Mount is one mount of a root file system, for MountAll.
+type Mount = mount.Mount
+
+// Usage is what a writable layer holds.
+type Usage = snapshots.Usage
+
+const (
+	labelRoot        = "containerd.io/gc.root"
+	labelSnapshotRef = "containerd.io/gc.ref.snapshot." + SnapshotterName
+)
+
+// rooted keeps a snapshot, and so its parents, until it is removed.
+func rooted() snapshots.Opt {
+	return snapshots.WithLabels(map[string]string{labelRoot: time.Now().UTC().Format(time.RFC3339)})
+}
+
+// PrepareRootfs makes the writable layer of a container on an image, unpacking
+// that if it is not yet. Call RemoveRootfs at the end.
+func (s *Store) PrepareRootfs(ctx context.Context, id, image string) ([]Mount, error) {
+	img, err := s.Image(ctx, image)
+	if err != nil {
+		return nil, err
+	}
+	ctx = namespaced(ctx)
+	if err := s.ensureUnpacked(ctx, img); err != nil {
+		return nil, err
+	}
+	mounts, err := s.snapshotter.Prepare(ctx, id, img.ChainID(), rooted())
+	if err != nil {
+		return nil, asFault(fmt.Errorf("writable layer on %s: %w", image, err))
+	}
+	return mounts, nil
+}
+
+// RootfsMounts returns the mounts of a container's root.
+func (s *Store) RootfsMounts(ctx context.Context, id string) ([]Mount, error) {
+	mounts, err := s.snapshotter.Mounts(namespaced(ctx), id)
+	if err != nil {
+		return nil, asFault(fmt.Errorf("writable layer of %s: %w", id, err))
+	}
+	return mounts, nil
+}
+
+// RemoveRootfs removes a container's writable layer, which is not mounted any
+// more. Its files go in the background. Idempotent.
+func (s *Store) RemoveRootfs(ctx context.Context, id string) error {
+	err := s.snapshotter.Remove(namespaced(ctx), id)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return asFault(fmt.Errorf("remove writable layer of %s: %w", id, err))
+	}
+	s.collect.soon()
+	return nil
+}
+
+// RootfsUsage is what a container wrote.
+func (s *Store) RootfsUsage(ctx context.Context, id string) (Usage, error) {
+	usage, err := s.snapshotter.Usage(namespaced(ctx), id)
+	return usage, asFault(err)
+}
+
+// ViewImage makes a read-only file system of an image, or of an artifact's
+// files, by its manifest's digest. Call RemoveView at the end.
+func (s *Store) ViewImage(ctx context.Context, key, digest string) ([]Mount, error) {
+	img, err := s.Image(ctx, digest)
+	if err != nil {
+		return nil, err
+	}
+	ctx = namespaced(ctx)
+	var parent string
+	if img.ArtifactType != "" {
+		parent, err = s.ensureMaterialised(ctx, img)
+	} else {
+		parent, err = img.ChainID(), s.ensureUnpacked(ctx, img)
+	}
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := s.snapshotter.View(ctx, key, parent, rooted())
+	if errdefs.IsAlreadyExists(err) { // left by a start that did not come to its end
+		mounts, err = s.snapshotter.Mounts(ctx, key)
+	}
+	if err != nil {
+		return nil, asFault(fmt.Errorf("view of %s: %w", digest, err))
+	}
+	return mounts, nil
+}
+
+// RemoveView ends a ViewImage. Idempotent.
+func (s *Store) RemoveView(ctx context.Context, key string) error { return s.RemoveRootfs(ctx, key) }
+
+// MountAll mounts mounts at dir.
+func (s *Store) MountAll(mounts []Mount, dir string) error { return mount.All(mounts, dir) }
+
+// UnmountAll takes every mount at dir away. Idempotent, also if dir does not exist.
+func UnmountAll(dir string) error {
+	if err := mount.UnmountAll(dir, unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	return nil
+}
+
+// ensureUnpacked makes the snapshots of the image's layers unless they exist.
+func (s *Store) ensureUnpacked(ctx context.Context, img Image) (err error) {
+	if img.ArtifactType != "" {
+		return errNoImage(img)
+	}
+	chain := img.ChainID()
+	if chain == "" {
+		return nil // FROM scratch with nothing in it: an empty root
+	}
+	if _, err := s.snapshotter.Stat(ctx, chain); err == nil {
+		return nil
+	}
+	defer s.unpacked.lock(chain)()
+	ctx, done, err := s.withLease(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	if len(img.Layers) != len(img.DiffIDs) {
+		return fmt.Errorf("unpack %s: %d layers, but %d of them described", img.ID, len(img.Layers), len(img.DiffIDs))
+	}
+	layers := make([]rootfs.Layer, len(img.Layers))
+	for i, blob := range img.Layers {
+		layers[i] = rootfs.Layer{Blob: blob, Diff: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: img.DiffIDs[i]}}
+	}
+	if _, err := rootfs.ApplyLayers(ctx, layers, s.snapshotter, s.applier); err != nil {
+		return asFault(fmt.Errorf("unpack image %s: %w", img.ID, err))
+	}
+	return s.refer(ctx, img.ID, labelSnapshotRef, chain)
+}
+
+// refer has a blob keep a snapshot from garbage collection.
+func (s *Store) refer(ctx context.Context, blob, label, snapshot string) error {
+	dgst, err := digest.Parse(blob)
+	if err != nil {
+		return err
+	}
+	_, err = s.db.ContentStore().Update(ctx, content.Info{Digest: dgst, Labels: map[string]string{label: snapshot}}, "labels."+label)
+	if err != nil {
+		return fmt.Errorf("keep snapshot %s: %w", snapshot, err)
+	}
+	return nil
+}

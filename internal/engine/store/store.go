@@ -1,0 +1,221 @@
+// Package store keeps images and the file systems of containers, on
+// containerd's libraries: its content store, its overlay snapshotter and its
+// bbolt metadata with leases, all in one metadata namespace that BuildKit
+// shares, so that what is built can be run without a copy.
+//
+// It is the only importer of containerd besides package build, which plugs
+// BuildKit into the parts handed out here. It knows nothing of pods or
+// processes.
+//
+// What keeps a thing from garbage collection: an image its name; a layer the
+// image's configuration (label gc.ref.snapshot); a container's writable layer a
+// label gc.root of its own; what is being made a lease, which expires should
+// its maker die.
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/diff/apply"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/plugins/content/local"
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+// Namespace is the containerd metadata namespace of everything in the store.
+const Namespace = "ferry"
+
+// SnapshotterName names the one snapshotter.
+const SnapshotterName = "overlayfs"
+
+// Options are what a Store is made from.
+type Options struct {
+	Root string // directory on a file system that overlayfs can write to
+	// PlainHTTP reports the registries ("host:port") spoken to without TLS,
+	// besides those on loopback. May be nil.
+	PlainHTTP func(host string) bool
+	// Credential returns what the store itself knows for a registry, "" for
+	// nothing. May be nil.
+	Credential func(host string) (user, password string)
+	Log        *slog.Logger
+}
+
+// Store is the image store. Its methods may be called concurrently.
+type Store struct {
+	opt      Options
+	platform platforms.MatchComparer
+
+	bolt        *bolt.DB
+	db          *metadata.DB
+	snapshotter snapshots.Snapshotter
+	overlay     snapshots.Snapshotter // beneath snapshotter
+	applier     diff.Applier
+	images      images.Store
+	leases      leases.Manager
+
+	known    knownImages
+	unpacked keyedMutex
+	collect  collector
+}
+
+// New returns a Store that does nothing before Start.
+func New(opt Options) *Store {
+	return &Store{opt: opt, platform: platforms.Only(platforms.DefaultSpec())}
+}
+
+// Name implements lifecycle.Component.
+func (s *Store) Name() string { return "image store" }
+
+// Start opens the store, making it if there is none.
+func (s *Store) Start(ctx context.Context) (err error) {
+	for _, dir := range []string{s.opt.Root, filepath.Join(s.opt.Root, "tmp")} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return fault.New(fault.Unavailable, "image store: %w", err).Hint("make room, or set dataDir in the configuration")
+		}
+	}
+	blobs, err := local.NewStore(filepath.Join(s.opt.Root, "content"))
+	if err != nil {
+		return fmt.Errorf("content store: %w", err)
+	}
+	s.overlay, err = overlay.NewSnapshotter(filepath.Join(s.opt.Root, "snapshots"), overlay.AsynchronousRemove)
+	if err != nil {
+		return fault.New(fault.Unsupported, "overlay snapshotter: %w", err).
+			Hint("put dataDir on a file system that overlayfs can use as its upper layer, such as ext4 or xfs")
+	}
+	s.bolt, err = bolt.Open(filepath.Join(s.opt.Root, "meta.db"), 0o600, &bolt.Options{
+		Timeout: 2 * time.Second, NoFreelistSync: true, FreelistType: bolt.FreelistMapType})
+	if err != nil {
+		return errors.Join(fault.New(fault.Unavailable, "image store's metadata: %w", err).
+			Hint("another process may have it open, or the disk may be full"), s.overlay.Close())
+	}
+	s.db = metadata.NewDB(s.bolt, blobs, map[string]snapshots.Snapshotter{SnapshotterName: s.overlay})
+	ctx = namespaced(ctx)
+	if err := s.db.Init(ctx); err != nil {
+		return errors.Join(fmt.Errorf("image store's metadata: %w", err), s.bolt.Close(), s.overlay.Close())
+	}
+	s.snapshotter = s.db.Snapshotter(SnapshotterName)
+	s.images, s.leases = metadata.NewImageStore(s.db), metadata.NewLeaseManager(s.db)
+	s.applier = apply.NewFileSystemApplier(s.db.ContentStore())
+	s.collect.start(ctx, s)
+	return nil
+}
+
+// Stop closes the store. Mounts made of it stay.
+func (s *Store) Stop(context.Context) error {
+	s.collect.stop()
+	return errors.Join(s.overlay.Close(), s.db.Close(), s.bolt.Close())
+}
+
+// ContentStore is the blobs, for BuildKit.
+func (s *Store) ContentStore() content.Store { return s.db.ContentStore() }
+
+// Snapshotter is the layers, for BuildKit.
+func (s *Store) Snapshotter() snapshots.Snapshotter { return s.snapshotter }
+
+// Leases is the lease manager, for BuildKit.
+func (s *Store) Leases() leases.Manager { return s.leases }
+
+// ImageStore is the names of images, for BuildKit.
+func (s *Store) ImageStore() images.Store { return s.images }
+
+// DB is the metadata, for BuildKit.
+func (s *Store) DB() *metadata.DB { return s.db }
+
+// Applier unpacks layers, for BuildKit.
+func (s *Store) Applier() diff.Applier { return s.applier }
+
+// namespaced gives ctx the store's namespace, which containerd asks of every call.
+func namespaced(ctx context.Context) context.Context {
+	return namespaces.WithNamespace(ctx, Namespace)
+}
+
+// leaseTime is how long what is being made outlives its maker.
+const leaseTime = time.Hour
+
+// withLease keeps all that is made with the returned context from garbage
+// collection until done.
+func (s *Store) withLease(ctx context.Context) (_ context.Context, done func() error, err error) {
+	l, err := s.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseTime))
+	if err != nil {
+		return nil, nil, fmt.Errorf("lease: %w", err)
+	}
+	end := context.WithoutCancel(ctx)
+	return leases.WithLease(ctx, l.ID), func() error { return s.leases.Delete(end, l) }, nil
+}
+
+// asFault gives containerd's errors our kinds.
+func asFault(err error) error {
+	kind := fault.Internal
+	switch {
+	case err == nil:
+		return nil
+	case fault.KindOf(err) != fault.Internal:
+		return err
+	case errdefs.IsNotFound(err):
+		kind = fault.NotFound
+	case errdefs.IsAlreadyExists(err), errdefs.IsFailedPrecondition(err), errdefs.IsConflict(err):
+		kind = fault.Conflict
+	case errdefs.IsInvalidArgument(err):
+		kind = fault.Invalid
+	case errdefs.IsUnavailable(err):
+		kind = fault.Unavailable
+	case errdefs.IsUnauthorized(err), errdefs.IsPermissionDenied(err):
+		kind = fault.Denied
+	default:
+		return err
+	}
+	return fault.New(kind, "%w", err)
+}
+
+// keyedMutex is a mutex for each key.
+type keyedMutex struct {
+	mu   sync.Mutex
+	held map[string]*waiters
+}
+
+type waiters struct {
+	sync.Mutex
+	n int
+}
+
+// lock locks key and returns its unlock.
+func (k *keyedMutex) lock(key string) func() {
+	k.mu.Lock()
+	w := k.held[key]
+	if w == nil {
+		if k.held == nil {
+			k.held = map[string]*waiters{}
+		}
+		w = &waiters{}
+		k.held[key] = w
+	}
+	w.n++
+	k.mu.Unlock()
+	w.Lock()
+	return func() {
+		w.Unlock()
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if w.n--; w.n == 0 {
+			delete(k.held, key)
+		}
+	}
+}

@@ -24,7 +24,7 @@ import (
 // Image is an image of the store for this machine's platform, or an OCI
 // artifact such as a model.
 type Image struct {
-	ID      string   // digest of the configuration
+	ID      string   // digest of the configuration; of the manifest for an artifact
 	Digest  string   // digest of the manifest
 	Target  string   // digest that the names point to: the manifest, or an index of it
 	Names   []string // full references, sorted; empty for a dangling one
@@ -119,7 +119,8 @@ func (s *Store) decode(ctx context.Context, target ocispec.Descriptor) (Image, e
 		img.Size += l.Size
 	}
 	if !images.IsConfigType(m.Config.MediaType) {
-		img.ArtifactType = cmp.Or(m.ArtifactType, m.Config.MediaType)
+		// Two artifacts may well share an empty configuration.
+		img.ID, img.ArtifactType = img.Digest, cmp.Or(m.ArtifactType, m.Config.MediaType)
 		img.Created, _ = time.Parse(time.RFC3339, m.Annotations[ocispec.AnnotationCreated])
 		return img, nil
 	}

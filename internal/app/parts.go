@@ -1,0 +1,85 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"time"
+
+	"github.com/ferryos/ferry/internal/config"
+	"github.com/ferryos/ferry/internal/engine"
+	"github.com/ferryos/ferry/internal/engine/cri"
+	"github.com/ferryos/ferry/internal/engine/network"
+	"github.com/ferryos/ferry/internal/engine/store"
+	"github.com/ferryos/ferry/internal/kube"
+	"github.com/ferryos/ferry/internal/lifecycle"
+)
+
+// Version is Ferry's, set by the build.
+var Version = "0.0.0-dev"
+
+// netnsPool is how many network namespaces are kept ready for the next containers.
+const netnsPool = 4
+
+// parts are the components of ferryd, in start order.
+type parts struct {
+	list    []lifecycle.Component
+	engine  *engine.Engine
+	network *network.Network
+	store   *store.Store
+	cluster *kube.Cluster
+}
+
+// newParts makes all components from the configuration. Nothing starts here.
+func newParts(cfg config.Config, log *slog.Logger, progress *progress) (*parts, error) {
+	p, err := newEngineParts(cfg, log)
+	if err != nil {
+		return nil, err
+	}
+	runtime := cri.New(cri.Options{Engine: p.engine, Version: Version, PodCIDR: cfg.Network.PodCIDR, Log: log})
+	options := kubeOptions(cfg, log)
+	options.Runtime, options.Images, options.PodChanged = runtime, runtime, runtime.PodChanges
+	options.Progress = func(part string, took time.Duration) { progress.component(part, "started", took) }
+	p.cluster = kube.New(options)
+	p.list = append(p.list,
+		lifecycle.Func{Label: "bundled images", OnStart: func(ctx context.Context) error {
+			return p.store.LoadBundled(ctx, filepath.Join(cfg.LibexecDir, "images"))
+		}},
+		runtime,
+		p.cluster,
+	)
+	return p, nil
+}
+
+// newEngineParts makes the components that containers need: all that teardown uses.
+func newEngineParts(cfg config.Config, log *slog.Logger) (*parts, error) {
+	gateway := cfg.Gateway().String()
+	net, err := network.New(network.Options{
+		Bridge: cfg.Network.Bridge, Subnet: netip.MustParsePrefix(cfg.Network.PodCIDR), Services: netip.MustParsePrefix(cfg.Network.ServiceCIDR),
+		StateDir: filepath.Join(cfg.DataDir, "network"), NetnsDir: filepath.Join(cfg.RunDir, "netns"), PoolSize: netnsPool, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	images := store.New(store.Options{
+		Root: filepath.Join(cfg.DataDir, "images"), Log: log,
+		PlainHTTP: func(host string) bool { return host == fmt.Sprintf("%s:%d", gateway, cfg.Registry.Port) },
+	})
+	containers := engine.New(engine.Options{
+		DataDir: filepath.Join(cfg.DataDir, "engine"), RunDir: cfg.RunDir, RunnerBinary: filepath.Join(cfg.LibexecDir, "ferry-runner"),
+		CgroupParent: cfg.CgroupParent, Store: images, Network: net, Log: log,
+	})
+	return &parts{list: []lifecycle.Component{net, images, containers}, engine: containers, network: net, store: images}, nil
+}
+
+func kubeOptions(cfg config.Config, log *slog.Logger) kube.Options {
+	return kube.Options{
+		DataDir: filepath.Join(cfg.DataDir, "kube"), RunDir: filepath.Join(cfg.RunDir, "kube"), NodeName: cfg.NodeName,
+		CgroupParent: cfg.CgroupParent, Gateway: cfg.Gateway(), PodCIDR: netip.MustParsePrefix(cfg.Network.PodCIDR),
+		ServiceCIDR: netip.MustParsePrefix(cfg.Network.ServiceCIDR), ClusterDomain: cfg.Network.ClusterDomain,
+		APIPort: cfg.API.Port, KubeletPort: cfg.API.KubeletPort, KubeProxy: *cfg.Network.KubeProxy,
+		AdminKubeconfig: cfg.AdminKubeconfig(), Context: cfg.API.Context, Log: log,
+	}
+}

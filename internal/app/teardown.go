@@ -1,0 +1,91 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/ferryos/ferry/internal/config"
+	"github.com/ferryos/ferry/internal/engine"
+	"github.com/ferryos/ferry/internal/kube"
+	"github.com/ferryos/ferry/internal/lifecycle"
+)
+
+// teardown ends what runs and puts the machine back, while ferryd does not run.
+// Images, volumes, stopped containers and the cluster's objects are kept: the
+// next start makes the cluster's pods anew.
+func teardown(ctx context.Context, stderr io.Writer) error {
+	cfg, log, err := setUp(stderr)
+	if err != nil {
+		return err
+	}
+	unlock, err := lockInstance(cfg)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	p, err := newEngineParts(cfg, log)
+	if err != nil {
+		return err
+	}
+	group := lifecycle.New(log, p.list...)
+	if err := group.Start(ctx); err != nil {
+		return err
+	}
+	errs := []error{p.endPods(ctx), group.Stop(ctx)}
+	errs = append(errs, p.network.Teardown(ctx), kube.Teardown(ctx, kubeOptions(cfg, log)), removeCgroups(cfg.CgroupParent), removeRunDir(cfg))
+	return errors.Join(errs...)
+}
+
+// endPods removes the cluster's pods and stops the others.
+func (p *parts) endPods(ctx context.Context) error {
+	var errs []error
+	for _, pod := range p.engine.Pods(ctx, "") {
+		end := p.engine.StopPod
+		if pod.Spec.Owner == engine.OwnerCRI {
+			end = p.engine.RemovePod
+		}
+		if err := end(ctx, pod.ID); err != nil {
+			errs = append(errs, fmt.Errorf("end pod %s: %w", pod.Spec.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeCgroups removes the empty cgroups below parent, and parent, in every hierarchy.
+func removeCgroups(parent string) error {
+	dirs, err := filepath.Glob("/sys/fs/cgroup/*" + parent)
+	if err != nil {
+		return err
+	}
+	dirs = append(dirs, "/sys/fs/cgroup"+parent)
+	var errs []error
+	for _, dir := range dirs {
+		children, _ := filepath.Glob(dir + "/*/")
+		for _, d := range append(children, dir) {
+			if err := os.Remove(d); err != nil && !errors.Is(err, os.ErrNotExist) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeRunDir removes what ends with the boot, but for the lock that is held.
+// A directory that still has a mount in it is left and reported.
+func removeRunDir(cfg config.Config) error {
+	entries, err := os.ReadDir(cfg.RunDir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if e.Name() != lockName {
+			errs = append(errs, os.RemoveAll(filepath.Join(cfg.RunDir, e.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}

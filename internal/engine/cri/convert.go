@@ -1,0 +1,198 @@
+package cri
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/ferryos/ferry/internal/engine"
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+// containerSpec translates a container's configuration.
+func containerSpec(c *runtimeapi.ContainerConfig, pod engine.PodSpec) (engine.ContainerSpec, error) {
+	if c.GetMetadata().GetName() == "" || c.GetImage().GetImage() == "" {
+		return engine.ContainerSpec{}, fault.New(fault.Invalid, "a container needs a name and an image")
+	}
+	if len(c.CDIDevices) > 0 {
+		return engine.ContainerSpec{}, fault.New(fault.Unsupported, "container %s asks for CDI devices, which are not supported", c.Metadata.Name)
+	}
+	spec := engine.ContainerSpec{
+		Name: c.Metadata.Name, Attempt: c.Metadata.Attempt, Image: c.Image.Image, Labels: c.Labels, Annotations: c.Annotations,
+		Command: c.Command, Args: c.Args, WorkingDir: c.WorkingDir, LogPath: c.LogPath, TTY: c.Tty, Stdin: c.Stdin, StdinOnce: c.StdinOnce,
+	}
+	if c.StopSignal != runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT {
+		spec.StopSignal = c.StopSignal.String()
+	}
+	for _, kv := range c.Envs {
+		spec.Env = append(spec.Env, kv.Key+"="+string(kv.Value))
+	}
+	for _, d := range c.Devices {
+		spec.Devices = append(spec.Devices, engine.Device{HostPath: d.HostPath, ContainerPath: d.ContainerPath, Permissions: d.Permissions})
+	}
+	for _, m := range c.Mounts {
+		mount, err := mountSpec(m)
+		if err != nil {
+			return spec, fmt.Errorf("container %s: %w", spec.Name, err)
+		}
+		spec.Mounts = append(spec.Mounts, mount)
+	}
+	applyResources(&spec.Resources, c.GetLinux().GetResources())
+	sec := c.GetLinux().GetSecurityContext()
+	ns := sec.GetNamespaceOptions()
+	switch {
+	case ns.GetTargetId() != "":
+		spec.PIDTarget = ns.GetTargetId()
+	case ns != nil && ns.Pid == runtimeapi.NamespaceMode_CONTAINER:
+		spec.PID = engine.ModeContainer
+	case ns != nil && ns.Pid == runtimeapi.NamespaceMode_NODE:
+		spec.PID = engine.ModeHost
+	}
+	var err error
+	if spec.Security, err = security(sec); err != nil {
+		return spec, fmt.Errorf("container %s: %w", spec.Name, err)
+	}
+	return spec, nil
+}
+
+var propagation = map[runtimeapi.MountPropagation]string{
+	runtimeapi.MountPropagation_PROPAGATION_PRIVATE:           "rprivate",
+	runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER: "rslave",
+	runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:     "rshared",
+}
+
+func mountSpec(m *runtimeapi.Mount) (engine.Mount, error) {
+	if len(m.UidMappings) > 0 || len(m.GidMappings) > 0 {
+		return engine.Mount{}, fault.New(fault.Unsupported, "mount %s: mapped user ids are not supported", m.ContainerPath)
+	}
+	out := engine.Mount{Kind: engine.MountBind, Source: m.HostPath, Destination: m.ContainerPath, ReadOnly: m.Readonly,
+		Recursive: m.RecursiveReadOnly, Propagation: propagation[m.Propagation], Options: m.MountOptions}
+	if image := m.GetImage().GetImage(); image != "" {
+		out.Kind, out.Source, out.SubPath, out.Propagation = engine.MountImage, image, m.ImageSubPath, ""
+		return out, nil
+	}
+	if m.RecursiveReadOnly && (!m.Readonly || m.Propagation != runtimeapi.MountPropagation_PROPAGATION_PRIVATE) {
+		return out, fault.New(fault.Invalid, "mount %s: recursively read-only asks for read-only and private propagation", m.ContainerPath)
+	}
+	// A path given as a link is mounted where it leads to, as every runtime does;
+	// one that does not exist is made a directory, as the interface asks.
+	path, err := filepath.EvalSymlinks(m.HostPath)
+	if os.IsNotExist(err) {
+		path, err = m.HostPath, os.MkdirAll(m.HostPath, 0o755)
+	}
+	if err != nil {
+		return out, fault.New(fault.Invalid, "mount %s: %w", m.ContainerPath, err)
+	}
+	out.Source = path
+	return out, nil
+}
+
+func mountOf(m engine.Mount) *runtimeapi.Mount {
+	out := &runtimeapi.Mount{ContainerPath: m.Destination, HostPath: m.Source, Readonly: m.ReadOnly, RecursiveReadOnly: m.Recursive, MountOptions: m.Options}
+	for p, name := range propagation {
+		if name == m.Propagation {
+			out.Propagation = p
+		}
+	}
+	if m.Kind == engine.MountImage {
+		out.HostPath, out.Image, out.ImageSubPath, out.Readonly = "", &runtimeapi.ImageSpec{Image: m.Source}, m.SubPath, true
+	}
+	return out
+}
+
+// security translates what a container may do.
+func security(s *runtimeapi.LinuxContainerSecurityContext) (engine.Security, error) {
+	out := engine.Security{
+		Privileged: s.GetPrivileged(), AddCaps: s.GetCapabilities().GetAddCapabilities(), DropCaps: s.GetCapabilities().GetDropCapabilities(),
+		ReadonlyRootfs: s.GetReadonlyRootfs(), NoNewPrivileges: s.GetNoNewPrivs(),
+		StrictGroups: s.GetSupplementalGroupsPolicy() == runtimeapi.SupplementalGroupsPolicy_Strict,
+		// As given: an empty list masks nothing, the defaults are the kubelet's to send.
+		MaskedPaths: append([]string{}, s.GetMaskedPaths()...), ReadonlyPaths: append([]string{}, s.GetReadonlyPaths()...),
+	}
+	if len(s.GetCapabilities().GetAddAmbientCapabilities()) > 0 {
+		return out, fault.New(fault.Unsupported, "ambient capabilities are not supported")
+	}
+	for _, g := range s.GetSupplementalGroups() {
+		out.SupplementalGroups = append(out.SupplementalGroups, uint32(g))
+	}
+	var err error
+	if out.User, err = user(s); err != nil {
+		return out, err
+	}
+	switch p := s.GetSeccomp(); {
+	case p == nil || p.ProfileType == runtimeapi.SecurityProfile_Unconfined:
+		out.Seccomp = engine.SeccompUnconfined
+	case p.ProfileType == runtimeapi.SecurityProfile_Localhost:
+		out.Seccomp = engine.SeccompLocalhost
+		if out.SeccompProfile, err = os.ReadFile(strings.TrimPrefix(p.LocalhostRef, "localhost/")); err != nil {
+			return out, fault.New(fault.Invalid, "seccomp profile: %w", err).Hint("put the profile below the kubelet's seccomp directory")
+		}
+	}
+	return out, nil
+}
+
+// user is "user[:group]" by name or number; "" is the image's.
+func user(s *runtimeapi.LinuxContainerSecurityContext) (string, error) {
+	name := s.GetRunAsUsername()
+	if u := s.GetRunAsUser(); u != nil {
+		name = strconv.FormatInt(u.Value, 10)
+	}
+	if g := s.GetRunAsGroup(); g != nil {
+		if name == "" {
+			return "", fault.New(fault.Invalid, "a group to run as asks for a user to run as")
+		}
+		name += ":" + strconv.FormatInt(g.Value, 10)
+	}
+	return name, nil
+}
+
+// applyResources sets the limits that are given; CRI's zero is "not given".
+func applyResources(to *engine.Resources, r *runtimeapi.LinuxContainerResources) {
+	if r == nil {
+		return
+	}
+	given := func(to *int64, from int64) {
+		if from != 0 {
+			*to = from
+		}
+	}
+	given(&to.CPUShares, r.CpuShares)
+	given(&to.CPUQuota, r.CpuQuota)
+	given(&to.CPUPeriod, r.CpuPeriod)
+	given(&to.Memory, r.MemoryLimitInBytes)
+	given(&to.MemorySwap, r.MemorySwapLimitInBytes)
+	if r.CpusetCpus != "" {
+		to.CpusetCPUs = r.CpusetCpus
+	}
+	if r.CpusetMems != "" {
+		to.CpusetMems = r.CpusetMems
+	}
+	adj := int(r.OomScoreAdj)
+	to.OOMScoreAdj = &adj
+	for _, h := range r.HugepageLimits {
+		if to.HugePages == nil {
+			to.HugePages = map[string]uint64{}
+		}
+		to.HugePages[h.PageSize] = h.Limit
+	}
+	if len(r.Unified) > 0 {
+		to.Unified = r.Unified
+	}
+}
+
+// resourcesOf is applyResources the other way round.
+func resourcesOf(r engine.Resources) *runtimeapi.ContainerResources {
+	out := &runtimeapi.LinuxContainerResources{CpuShares: r.CPUShares, CpuQuota: r.CPUQuota, CpuPeriod: r.CPUPeriod,
+		MemoryLimitInBytes: r.Memory, MemorySwapLimitInBytes: r.MemorySwap, CpusetCpus: r.CpusetCPUs, CpusetMems: r.CpusetMems, Unified: r.Unified}
+	if r.OOMScoreAdj != nil {
+		out.OomScoreAdj = int64(*r.OOMScoreAdj)
+	}
+	for size, limit := range r.HugePages {
+		out.HugepageLimits = append(out.HugepageLimits, &runtimeapi.HugepageLimit{PageSize: size, Limit: limit})
+	}
+	return &runtimeapi.ContainerResources{Linux: out}
+}

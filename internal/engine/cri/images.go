@@ -1,0 +1,124 @@
+package cri
+
+import (
+	"context"
+	"encoding/base64"
+	"strconv"
+	"strings"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/ferryos/ferry/internal/engine/store"
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+// bundledHost is the registry name of images that Ferry brings along. There is
+// no such registry.
+const bundledHost = "ferry.local/"
+
+// ListImages returns the images, or the one a filter names.
+func (s *Service) ListImages(ctx context.Context, f *runtimeapi.ImageFilter) ([]*runtimeapi.Image, error) {
+	if name := f.GetImage().GetImage(); name != "" {
+		img, err := s.opt.Engine.Images().Image(ctx, name)
+		if fault.Is(err, fault.NotFound) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, asStatus(err)
+		}
+		return []*runtimeapi.Image{imageOf(img)}, nil
+	}
+	all, err := s.opt.Engine.Images().Images(ctx)
+	if err != nil {
+		return nil, asStatus(err)
+	}
+	out := make([]*runtimeapi.Image, 0, len(all))
+	for _, img := range all {
+		out = append(out, imageOf(img))
+	}
+	return out, nil
+}
+
+func imageOf(img store.Image) *runtimeapi.Image {
+	out := &runtimeapi.Image{Id: img.ID, RepoTags: img.RepoTags(), RepoDigests: img.RepoDigests(), Size: uint64(img.Size),
+		Spec: &runtimeapi.ImageSpec{Image: img.ID}, Pinned: isBundled(img.Names)}
+	name, _, _ := strings.Cut(img.Config.User, ":")
+	if uid, err := strconv.ParseInt(name, 10, 64); err == nil {
+		out.Uid = &runtimeapi.Int64Value{Value: uid}
+	} else {
+		out.Username = name
+	}
+	return out
+}
+
+func isBundled(names []string) bool {
+	for _, n := range names {
+		if strings.HasPrefix(n, bundledHost) {
+			return true
+		}
+	}
+	return false
+}
+
+// ImageStatus returns an image, or a response without one.
+func (s *Service) ImageStatus(ctx context.Context, image *runtimeapi.ImageSpec, _ bool) (*runtimeapi.ImageStatusResponse, error) {
+	img, err := s.opt.Engine.Images().Image(ctx, image.GetImage())
+	if fault.Is(err, fault.NotFound) {
+		return &runtimeapi.ImageStatusResponse{}, nil
+	}
+	if err != nil {
+		return nil, asStatus(err)
+	}
+	return &runtimeapi.ImageStatusResponse{Image: imageOf(img)}, nil
+}
+
+// PullImage fetches an image or artifact and returns its ID.
+func (s *Service) PullImage(ctx context.Context, image *runtimeapi.ImageSpec, auth *runtimeapi.AuthConfig, _ *runtimeapi.PodSandboxConfig) (string, error) {
+	name := image.GetImage()
+	if strings.HasPrefix(name, bundledHost) {
+		img, err := s.opt.Engine.Images().Image(ctx, name)
+		return img.ID, asStatus(err)
+	}
+	cred, err := credential(auth)
+	if err != nil {
+		return "", asStatus(err)
+	}
+	img, err := s.opt.Engine.Images().Pull(ctx, name, cred)
+	return img.ID, asStatus(err)
+}
+
+func credential(a *runtimeapi.AuthConfig) (store.Auth, error) {
+	if a.GetAuth() == "" {
+		return store.Auth{Username: a.GetUsername(), Password: a.GetPassword()}, nil
+	}
+	plain, err := base64.StdEncoding.DecodeString(a.Auth)
+	if err != nil {
+		return store.Auth{}, fault.New(fault.Invalid, "registry credential: %w", err)
+	}
+	user, password, _ := strings.Cut(strings.TrimRight(string(plain), "\x00"), ":")
+	return store.Auth{Username: user, Password: password}, nil
+}
+
+// RemoveImage removes an image with all its names. Idempotent.
+func (s *Service) RemoveImage(ctx context.Context, image *runtimeapi.ImageSpec) error {
+	img, err := s.opt.Engine.Images().Image(ctx, image.GetImage())
+	if err == nil {
+		_, _, err = s.opt.Engine.Images().Remove(ctx, img.ID, true)
+	}
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	return asStatus(err)
+}
+
+// ImageFsInfo is what images take of the disk.
+func (s *Service) ImageFsInfo(ctx context.Context) (*runtimeapi.ImageFsInfoResponse, error) {
+	info, err := s.opt.Engine.Images().FsInfo(ctx)
+	if err != nil {
+		return nil, asStatus(err)
+	}
+	usage := []*runtimeapi.FilesystemUsage{{Timestamp: time.Now().UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: info.Path},
+		UsedBytes: &runtimeapi.UInt64Value{Value: uint64(info.Bytes)}, InodesUsed: &runtimeapi.UInt64Value{Value: uint64(info.Inodes)}}}
+	return &runtimeapi.ImageFsInfoResponse{ImageFilesystems: usage, ContainerFilesystems: usage}, nil
+}

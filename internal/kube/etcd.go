@@ -1,0 +1,59 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"path/filepath"
+	"time"
+
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+type etcdServer struct{ *embed.Etcd }
+
+func (e *etcdServer) close() { e.Close() }
+
+// etcdTime is how long etcd gets to answer; a large store takes seconds to read.
+const etcdTime = time.Minute
+
+func (c *Cluster) etcdSocket() string { return "unix://" + filepath.Join(c.opt.RunDir, "etcd.sock") }
+
+// startEtcd starts a single-member etcd on unix sockets.
+func (c *Cluster) startEtcd(ctx, _ context.Context) error {
+	cfg := embed.NewConfig()
+	cfg.Name, cfg.Dir = "ferry", c.dir("etcd")
+	client, err := url.Parse(c.etcdSocket())
+	if err != nil {
+		return err
+	}
+	peer, err := url.Parse("unix://" + filepath.Join(c.opt.RunDir, "etcd-peer.sock"))
+	if err != nil {
+		return err
+	}
+	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{*client}, []url.URL{*client}
+	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{*peer}, []url.URL{*peer}
+	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	// A lone member waits one election timeout at each start, for nobody.
+	cfg.TickMs, cfg.ElectionMs = 10, 100
+	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = embed.CompactorModePeriodic, "5m"
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
+	e, err := embed.StartEtcd(cfg)
+	if err != nil {
+		return fault.New(fault.Unavailable, "start: %w", err).Hint("is the disk full, or %s damaged?", cfg.Dir)
+	}
+	c.etcd = &etcdServer{e}
+	select {
+	case <-e.Server.ReadyNotify():
+		return nil
+	case err := <-e.Err():
+		return fmt.Errorf("start: %w", err)
+	case <-time.After(etcdTime):
+		return fault.New(fault.Unavailable, "not ready after %v", etcdTime).Hint("the disk may be too slow or full: %s", cfg.Dir)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,65 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+// WaitReady waits until pods can be run: the kubelet of this start has reported
+// the node as ready, nothing keeps pods off it and the default service account
+// exists.
+func (c *Cluster) WaitReady(ctx context.Context) error {
+	last := "nothing was heard of the node"
+	for {
+		why, err := c.notReady(ctx)
+		if err == nil && why == "" {
+			return c.tunables.restore()
+		}
+		if why != "" {
+			last = why
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case err := <-c.failed:
+			return err
+		case <-ctx.Done():
+			return fault.New(fault.Unavailable, "the node is not ready: %s", last).Hint("the log tells more; see `ferry doctor`")
+		}
+	}
+}
+
+// notReady says what is still missing, "" for nothing.
+func (c *Cluster) notReady(ctx context.Context) (string, error) {
+	node, err := c.client.CoreV1().Nodes().Get(ctx, c.opt.NodeName, metav1.GetOptions{ResourceVersion: "0"})
+	if err != nil {
+		return "", err
+	}
+	for _, cond := range node.Status.Conditions {
+		if cond.Type != v1.NodeReady {
+			continue
+		}
+		// API times have whole seconds.
+		if cond.LastHeartbeatTime.Time.Before(c.started.Truncate(time.Second)) {
+			return "the kubelet has not reported since this start", nil
+		}
+		if cond.Status != v1.ConditionTrue {
+			return cond.Message, nil
+		}
+		for _, taint := range node.Spec.Taints {
+			if taint.Effect == v1.TaintEffectNoSchedule {
+				return fmt.Sprintf("it has the taint %s", taint.Key), nil
+			}
+		}
+		if _, err := c.client.CoreV1().ServiceAccounts(metav1.NamespaceDefault).Get(ctx, "default", metav1.GetOptions{ResourceVersion: "0"}); err != nil {
+			return "the default service account does not exist yet", nil
+		}
+		return "", nil
+	}
+	return "it has no Ready condition", nil
+}

@@ -3,6 +3,9 @@ package cri
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,30 +21,64 @@ func (s *Service) CreateContainer(ctx context.Context, podID string, config *run
 	if err != nil {
 		return "", err
 	}
-	spec, err := containerSpec(config, p.Spec)
+	if p.State != engine.PodReady {
+		return "", asStatus(fault.New(fault.Conflict, "pod %s is not running", p.ID))
+	}
+	spec, err := containerSpec(config)
 	if err != nil {
 		return "", asStatus(err)
 	}
+	if spec.PIDTarget != "" {
+		target, err := s.container(ctx, spec.PIDTarget)
+		if err != nil {
+			return "", err
+		}
+		if target.PodID != p.ID {
+			return "", asStatus(fault.New(fault.Invalid, "container %s, whose processes are to be seen, is of another pod", target.ID))
+		}
+	}
+	release, err := s.making.hold(fmt.Sprintf("container %s (attempt %d) of pod %s", spec.Name, spec.Attempt, p.ID), func() bool {
+		return slices.ContainsFunc(s.opt.Engine.Containers(ctx, engine.OwnerCRI), func(c engine.Container) bool {
+			return c.PodID == p.ID && c.Spec.Name == spec.Name && c.Spec.Attempt == spec.Attempt
+		})
+	})
+	if err != nil {
+		return "", err
+	}
+	defer release()
 	c, err := s.opt.Engine.CreateContainer(ctx, p.ID, spec)
 	return c.ID, asStatus(err)
 }
 
 // StartContainer starts a created container.
 func (s *Service) StartContainer(ctx context.Context, id string) error {
-	if _, err := s.container(ctx, id); err != nil {
+	c, err := s.container(ctx, id)
+	if err != nil {
 		return err
 	}
-	return asStatus(s.opt.Engine.StartContainer(ctx, id))
+	// The engine would start an exited one again; here each start is a container of its own.
+	if c.State != engine.StateCreated {
+		return asStatus(fault.New(fault.Conflict, "container %s is %s, not created", c.ID, c.State))
+	}
+	return asStatus(s.opt.Engine.StartContainer(ctx, c.ID))
 }
 
 // StopContainer stops a container within timeout seconds. Idempotent.
 func (s *Service) StopContainer(ctx context.Context, id string, timeout int64) error {
-	return asStatus(s.opt.Engine.StopContainer(ctx, id, time.Duration(timeout)*time.Second))
+	c, err := s.container(ctx, id)
+	if err != nil {
+		return ignoreNotFound(err)
+	}
+	return asStatus(s.opt.Engine.StopContainer(ctx, c.ID, time.Duration(timeout)*time.Second))
 }
 
 // RemoveContainer removes a container, killing it if it runs. Idempotent.
 func (s *Service) RemoveContainer(ctx context.Context, id string) error {
-	return asStatus(s.opt.Engine.RemoveContainer(ctx, id, true))
+	c, err := s.container(ctx, id)
+	if err != nil {
+		return ignoreNotFound(err)
+	}
+	return asStatus(s.opt.Engine.RemoveContainer(ctx, c.ID, true))
 }
 
 // ListContainers returns the containers that a filter lets through.
@@ -122,7 +159,11 @@ func (s *Service) UpdateContainerResources(ctx context.Context, id string, r *ru
 		return asStatus(fault.New(fault.Conflict, "container %s has exited", id))
 	}
 	limits := c.Spec.Resources
+	limits.HugePages = maps.Clone(limits.HugePages)
 	applyResources(&limits, r.GetLinux())
+	if r.GetLinux().GetOomScoreAdj() == 0 {
+		limits.OOMScoreAdj = c.Spec.Resources.OOMScoreAdj // set when it started
+	}
 	return asStatus(s.opt.Engine.UpdateContainer(ctx, id, limits))
 }
 
@@ -141,68 +182,4 @@ func (s *Service) ReopenContainerLog(ctx context.Context, id string) error {
 // CheckpointContainer is not supported.
 func (s *Service) CheckpointContainer(context.Context, *runtimeapi.CheckpointContainerRequest) error {
 	return asStatus(errNoCheckpoint)
-}
-
-// GetContainerEvents sends every container's and pod's changes until ctx ends.
-func (s *Service) GetContainerEvents(ctx context.Context, out chan *runtimeapi.ContainerEventResponse, established func(runtimeapi.RuntimeService_GetContainerEventsClient)) error {
-	events := s.opt.Engine.Subscribe(ctx)
-	if established != nil {
-		established(nil)
-	}
-	for ev := range events {
-		if r := s.event(ctx, ev); r != nil {
-			select {
-			case out <- r:
-			case <-ctx.Done():
-			}
-		}
-	}
-	return ctx.Err()
-}
-
-var eventTypes = map[engine.EventType]runtimeapi.ContainerEventType{
-	engine.EventCreated: runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT,
-	engine.EventStarted: runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT,
-	engine.EventExited:  runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT,
-	engine.EventDeleted: runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT,
-	engine.EventPodUp:   runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT,
-	engine.EventPodDown: runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT,
-	engine.EventPodGone: runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT,
-}
-
-func (s *Service) event(ctx context.Context, ev engine.Event) *runtimeapi.ContainerEventResponse {
-	kind, known := eventTypes[ev.Type]
-	if !known || ev.Pod.Spec.Owner != engine.OwnerCRI {
-		return nil
-	}
-	r := &runtimeapi.ContainerEventResponse{ContainerId: ev.Pod.ID, ContainerEventType: kind, CreatedAt: nanos(ev.Time), PodSandboxStatus: podStatus(ev.Pod)}
-	if ev.Container != nil {
-		r.ContainerId = ev.Container.ID
-	}
-	for _, c := range s.opt.Engine.Containers(ctx, engine.OwnerCRI) {
-		if c.PodID == ev.Pod.ID {
-			r.ContainersStatuses = append(r.ContainersStatuses, s.containerStatus(ctx, c))
-		}
-	}
-	return r
-}
-
-// PodChanges returns the UID of a pod whenever it or one of its containers has
-// changed. The channel is closed once ctx ends.
-func (s *Service) PodChanges(ctx context.Context) <-chan string {
-	out := make(chan string)
-	events := s.opt.Engine.Subscribe(ctx)
-	go func() {
-		defer close(out)
-		for ev := range events {
-			if ev.Pod.Spec.Owner != engine.OwnerCRI {
-				continue
-			}
-			select {
-			case out <- ev.Pod.Spec.UID:
-			case <-ctx.Done():
-			}
-		}
-	}()
-	return out
 }

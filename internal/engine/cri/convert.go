@@ -14,7 +14,7 @@ import (
 )
 
 // containerSpec translates a container's configuration.
-func containerSpec(c *runtimeapi.ContainerConfig, pod engine.PodSpec) (engine.ContainerSpec, error) {
+func containerSpec(c *runtimeapi.ContainerConfig) (engine.ContainerSpec, error) {
 	if c.GetMetadata().GetName() == "" || c.GetImage().GetImage() == "" {
 		return engine.ContainerSpec{}, fault.New(fault.Invalid, "a container needs a name and an image")
 	}
@@ -119,6 +119,10 @@ func security(s *runtimeapi.LinuxContainerSecurityContext) (engine.Security, err
 	for _, g := range s.GetSupplementalGroups() {
 		out.SupplementalGroups = append(out.SupplementalGroups, uint32(g))
 	}
+	if profile := s.GetApparmor(); profile.GetProfileType() == runtimeapi.SecurityProfile_Localhost && apparmorEnabled() {
+		return out, fault.New(fault.Unsupported, "AppArmor profile %s: this runtime loads none", profile.LocalhostRef).
+			Hint("remove the profile from the security context, or use seccomp")
+	}
 	var err error
 	if out.User, err = user(s); err != nil {
 		return out, err
@@ -133,6 +137,12 @@ func security(s *runtimeapi.LinuxContainerSecurityContext) (engine.Security, err
 		}
 	}
 	return out, nil
+}
+
+// apparmorEnabled says whether a profile would mean anything to the kernel.
+func apparmorEnabled() bool {
+	enabled, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+	return err == nil && strings.HasPrefix(string(enabled), "Y")
 }
 
 // user is "user[:group]" by name or number; "" is the image's.

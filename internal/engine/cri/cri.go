@@ -9,10 +9,12 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	internalapi "k8s.io/cri-api/pkg/apis"
@@ -46,11 +48,37 @@ type Options struct {
 // lifecycle.Component: Start opens the server that streams exec, attach and
 // port-forward on loopback, which the kubelet reaches by the URLs it is given.
 type Service struct {
-	opt      Options
-	streams  streaming.Server
-	http     *http.Server
-	listener net.Listener
-	served   chan struct{}
+	opt     Options
+	streams streaming.Server
+	http    *http.Server
+	served  chan struct{}
+	making  names
+}
+
+// names are the names of the pods and containers that are being made, so that
+// a caller who has lost patience and asks again does not get two.
+type names struct {
+	mu   sync.Mutex
+	held map[string]bool
+}
+
+// hold takes a name until release is called; it is taken already or exists if
+// taken says so, which is asked under the lock.
+func (n *names) hold(name string, exists func() bool) (release func(), err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.held[name] || exists() {
+		return nil, status.Errorf(codes.AlreadyExists, "%s exists already", name)
+	}
+	if n.held == nil {
+		n.held = map[string]bool{}
+	}
+	n.held[name] = true
+	return func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		delete(n.held, name)
+	}, nil
 }
 
 // New returns a Service that does nothing before Start.
@@ -72,11 +100,13 @@ func (s *Service) Start(context.Context) error {
 		l.Close()
 		return fmt.Errorf("streaming server: %w", err)
 	}
-	s.listener, s.served = l, make(chan struct{})
+	s.served = make(chan struct{})
 	s.http = &http.Server{Handler: s.streams, ReadHeaderTimeout: 10 * time.Second}
 	go func() {
 		defer close(s.served)
-		s.http.Serve(l)
+		if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			s.opt.Log.Error("streaming server ended", "error", err)
+		}
 	}()
 	return nil
 }
@@ -126,7 +156,16 @@ func asStatus(err error) error {
 	if err == nil {
 		return nil
 	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
 	code := codes.Unknown
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		code = codes.DeadlineExceeded
+	case errors.Is(err, context.Canceled):
+		code = codes.Canceled
+	}
 	switch fault.KindOf(err) {
 	case fault.Invalid:
 		code = codes.InvalidArgument
@@ -181,4 +220,12 @@ func nanos(t time.Time) int64 {
 		return 0
 	}
 	return t.UnixNano()
+}
+
+// ignoreNotFound is for calls that are fine with what is gone already.
+func ignoreNotFound(err error) error {
+	if status.Code(err) == codes.NotFound {
+		return nil
+	}
+	return err
 }

@@ -89,7 +89,13 @@ func (s *Service) PullImage(ctx context.Context, image *runtimeapi.ImageSpec, au
 }
 
 func credential(a *runtimeapi.AuthConfig) (store.Auth, error) {
-	if a.GetAuth() == "" {
+	switch {
+	case a.GetIdentityToken() != "":
+		return store.Auth{Password: a.IdentityToken}, nil // a token has no user
+	case a.GetRegistryToken() != "":
+		return store.Auth{}, fault.New(fault.Unsupported, "registry tokens are not supported").
+			Hint("use a user name and password, or an identity token")
+	case a.GetAuth() == "":
 		return store.Auth{Username: a.GetUsername(), Password: a.GetPassword()}, nil
 	}
 	plain, err := base64.StdEncoding.DecodeString(a.Auth)

@@ -9,7 +9,8 @@ import (
 
 // namespaceModes translates a sandbox's namespaces.
 func namespaceModes(o *runtimeapi.NamespaceOption) (network, pid, ipc engine.NamespaceMode, err error) {
-	if o.GetUsernsOptions().GetMode() == runtimeapi.NamespaceMode_POD {
+	// Its zero value means "the pod's own", so only one that is there counts.
+	if u := o.GetUsernsOptions(); u != nil && u.Mode != runtimeapi.NamespaceMode_NODE {
 		return "", "", "", fault.New(fault.Unsupported, "user namespaces are not supported").
 			Hint("remove hostUsers: false from the pod")
 	}

@@ -3,7 +3,9 @@ package cri
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -19,6 +21,16 @@ func (s *Service) RunPodSandbox(ctx context.Context, config *runtimeapi.PodSandb
 	if err != nil {
 		return "", asStatus(err)
 	}
+	release, err := s.making.hold(fmt.Sprintf("pod %s/%s (uid %s, attempt %d)", spec.Namespace, spec.Name, spec.UID, spec.Attempt), func() bool {
+		return slices.ContainsFunc(s.opt.Engine.Pods(ctx, engine.OwnerCRI), func(p engine.Pod) bool {
+			o := p.Spec
+			return o.UID == spec.UID && o.Name == spec.Name && o.Namespace == spec.Namespace && o.Attempt == spec.Attempt
+		})
+	})
+	if err != nil {
+		return "", err
+	}
+	defer release()
 	p, err := s.opt.Engine.RunPod(ctx, spec)
 	return p.ID, asStatus(err)
 }
@@ -40,7 +52,7 @@ func podSpec(c *runtimeapi.PodSandboxConfig, handler string) (engine.PodSpec, er
 	if spec.Network, spec.PID, spec.IPC, err = namespaceModes(sec.GetNamespaceOptions()); err != nil {
 		return spec, err
 	}
-	if d := c.DnsConfig; d != nil {
+	if d := c.DnsConfig; len(d.GetServers())+len(d.GetSearches())+len(d.GetOptions()) > 0 {
 		spec.DNS = &network.DNSConfig{Servers: d.Servers, Searches: d.Searches, Options: d.Options}
 	}
 	spec.Ports, err = portMappings(c.PortMappings)
@@ -72,12 +84,20 @@ func portMappings(in []*runtimeapi.PortMapping) ([]network.PortMapping, error) {
 
 // StopPodSandbox ends what runs in a pod. Idempotent.
 func (s *Service) StopPodSandbox(ctx context.Context, id string) error {
-	return asStatus(s.opt.Engine.StopPod(ctx, id))
+	p, err := s.pod(ctx, id)
+	if err != nil {
+		return ignoreNotFound(err)
+	}
+	return asStatus(s.opt.Engine.StopPod(ctx, p.ID))
 }
 
 // RemovePodSandbox removes a pod. Idempotent.
 func (s *Service) RemovePodSandbox(ctx context.Context, id string) error {
-	return asStatus(s.opt.Engine.RemovePod(ctx, id))
+	p, err := s.pod(ctx, id)
+	if err != nil {
+		return ignoreNotFound(err)
+	}
+	return asStatus(s.opt.Engine.RemovePod(ctx, p.ID))
 }
 
 // PodSandboxStatus returns a pod's state.

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	criclient "k8s.io/cri-client/pkg"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	utilexec "k8s.io/utils/exec"
 
@@ -72,14 +73,31 @@ func (s *Service) ExecSync(ctx context.Context, id string, cmd []string, timeout
 	code, err := s.opt.Engine.Exec(run, id, engine.ExecSpec{Args: cmd}, engine.Streams{Stdout: out, Stderr: errOut})
 	switch {
 	case run.Err() != nil && ctx.Err() == nil:
-		// The kubelet's probes tell a timeout by this code.
-		return nil, nil, status.Errorf(codes.DeadlineExceeded, "command %q timed out after %v", cmd, timeout)
+		return nil, nil, timeoutError{cmd, timeout}
 	case err != nil:
 		return nil, nil, asStatus(err)
 	case code != 0:
 		err = utilexec.CodeExitError{Err: fmt.Errorf("command %q exited with %d: %s", cmd, code, errOut.Bytes()), Code: code}
 	}
 	return out.Bytes(), errOut.Bytes(), err
+}
+
+// timeoutError says that a command took too long: to the kubelet's probes,
+// which ask for the CRI client's error, and to gRPC clients by its code.
+type timeoutError struct {
+	cmd   []string
+	after time.Duration
+}
+
+func (e timeoutError) Error() string {
+	return fmt.Sprintf("%v: %q timed out after %v", criclient.ErrCommandTimedOut, e.cmd, e.after)
+}
+
+func (e timeoutError) Unwrap() error { return criclient.ErrCommandTimedOut }
+
+// GRPCStatus is what package status asks for.
+func (e timeoutError) GRPCStatus() *status.Status {
+	return status.New(codes.DeadlineExceeded, e.Error())
 }
 
 // limited keeps the first execLimit bytes.

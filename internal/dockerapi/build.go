@@ -1,0 +1,47 @@
+package dockerapi
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+var errNoBuilder = fault.New(fault.Unsupported, "this Ferry was started without a builder")
+
+// grpc hands the connection to BuildKit's control API, upgraded to HTTP/2
+// without TLS as buildx and BuildKit's own client ask for.
+func (s *Server) grpc(w http.ResponseWriter, r *http.Request) error {
+	if s.opt.Builder == nil {
+		return errNoBuilder
+	}
+	if proto := r.Header.Get("Upgrade"); proto != "h2c" {
+		return fault.New(fault.Invalid, "/grpc upgrades to h2c alone, not to %q", proto)
+	}
+	conn, buf, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return fmt.Errorf("take over the connection: %w", err)
+	}
+	defer conn.Close()
+	if _, err := fmt.Fprint(conn, "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"); err != nil {
+		return err
+	}
+	s.opt.Builder.ServeGRPC(r.Context(), buffered{conn, buf.Reader})
+	return nil
+}
+
+// buffered is a connection whose first bytes the HTTP server has read already.
+type buffered struct {
+	net.Conn
+	r interface{ Read([]byte) (int, error) }
+}
+
+func (b buffered) Read(p []byte) (int, error) { return b.r.Read(p) }
+
+func (s *Server) session(w http.ResponseWriter, r *http.Request) error {
+	if s.opt.Builder == nil {
+		return errNoBuilder
+	}
+	return s.opt.Builder.ServeSession(w, r)
+}

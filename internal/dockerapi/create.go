@@ -1,0 +1,99 @@
+package dockerapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"runtime"
+	"strings"
+
+	"github.com/moby/moby/api/types/container"
+
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+func (s *Server) containerCreate(w http.ResponseWriter, r *http.Request) error {
+	ctx := r.Context()
+	var req container.CreateRequest
+	if err := readJSON(r, &req); err != nil {
+		return err
+	}
+	if req.Config == nil || req.Image == "" {
+		return fault.New(fault.Invalid, "container create: no image given")
+	}
+	if req.HostConfig == nil {
+		req.HostConfig = &container.HostConfig{}
+	}
+	if p := param(r, "platform"); p != "" && !ownPlatform(p) {
+		return fault.New(fault.Unsupported, "platform %s is not that of this machine, linux/%s", p, runtime.GOARCH)
+	}
+	image, err := s.opt.Engine.Images().Image(ctx, req.Image)
+	if fault.Is(err, fault.NotFound) {
+		return fault.New(fault.NotFound, "No such image: %s", withTag(req.Image)).
+			Hint("build it with `ferry build`, load it with `ferry load`, or pull it with `ferry pull`")
+	}
+	if err != nil {
+		return err
+	}
+	name, release, err := s.reserve(ctx, param(r, "name"))
+	if err != nil {
+		return err
+	}
+	defer release()
+	plan, err := makePlan(req, name, image.Config.ExposedPorts)
+	if err != nil {
+		return err
+	}
+	id, err := s.make(ctx, plan)
+	if err != nil {
+		return err
+	}
+	warnings := plan.warnings
+	if warnings == nil {
+		warnings = []string{} // clients expect a list
+	}
+	return writeJSON(w, http.StatusCreated, container.CreateResponse{ID: id, Warnings: warnings})
+}
+
+// make creates the pod and the container in it, or nothing.
+func (s *Server) make(ctx context.Context, p plan) (string, error) {
+	if err := p.makeBindSources(); err != nil {
+		return "", err
+	}
+	extra, err := json.Marshal(p.settings)
+	if err != nil {
+		return "", fmt.Errorf("create %s: %w", p.pod.Name, err)
+	}
+	p.pod.LogDir, p.container.Extra = s.opt.LogDir, extra
+	pod, err := s.opt.Engine.RunPod(ctx, p.pod)
+	if err != nil {
+		return "", err
+	}
+	if p.logged {
+		p.container.LogPath = pod.ID + "/0.log"
+	}
+	c, err := s.opt.Engine.CreateContainer(ctx, pod.ID, p.container)
+	if err != nil {
+		return "", errors.Join(err, s.opt.Engine.RemovePod(context.WithoutCancel(ctx), pod.ID))
+	}
+	return c.ID, nil
+}
+
+// ownPlatform reports whether OS/ARCH[/VARIANT] is the machine's; either part may be missing.
+func ownPlatform(p string) bool {
+	parts := strings.Split(p, "/")
+	if len(parts) == 1 {
+		return parts[0] == "linux" || parts[0] == runtime.GOARCH
+	}
+	return parts[0] == "linux" && parts[1] == runtime.GOARCH
+}
+
+// withTag adds :latest to a name that has neither tag nor digest, as Docker's messages do.
+func withTag(ref string) string {
+	if strings.Contains(ref, "@") || strings.Contains(ref[strings.LastIndex(ref, "/")+1:], ":") {
+		return ref
+	}
+	return ref + ":latest"
+}

@@ -1,0 +1,177 @@
+// Package dockerapi serves the Docker Engine API on a unix socket, so that
+// docker, its libraries and the ferry command use the engine unmodified.
+//
+// Only internal/app imports it. It keeps almost no state of its own: a Docker
+// container is an engine pod with one container, its HostConfig travels in the
+// container's record, and what happens is learnt from the engine's events. It
+// is not an orchestrator and knows nothing of Kubernetes: containers of other
+// owners are neither shown nor touched.
+//
+// A route that is missing answers 404, and a setting that cannot be honoured
+// is refused by name; nothing is silently ignored.
+package dockerapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/ferryos/ferry/internal/engine"
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+// The range of API versions that is served.
+const (
+	maxAPIVersion = "1.51"
+	minAPIVersion = "1.40"
+)
+
+// Builder is the BuildKit behind the /grpc and /session endpoints.
+type Builder interface {
+	// ServeGRPC serves BuildKit's control API by HTTP/2 on conn until it ends or ctx is done.
+	ServeGRPC(ctx context.Context, conn net.Conn)
+	// ServeSession takes the request over as a build session and returns at its end.
+	ServeSession(w http.ResponseWriter, r *http.Request) error
+}
+
+// Options are what a Server is made from; all but Builder are needed.
+type Options struct {
+	Engine  *engine.Engine
+	Builder Builder // nil: /grpc and /session answer 501
+	Socket  string  // path of the unix socket; its directory is made if missing
+	LogDir  string  // where containers' logs are kept, <LogDir>/<pod>/0.log
+	Root    string  // shown by /info as DockerRootDir
+	Version string  // Ferry's version
+	Log     *slog.Logger
+}
+
+// Server is the API server, a lifecycle.Component.
+type Server struct {
+	opt   Options
+	names nameTable
+	execs execTable
+
+	http *http.Server
+	// background runs f on a goroutine until it returns; its context ends at Stop.
+	background func(f func(context.Context))
+	cancel     context.CancelFunc
+	work       sync.WaitGroup
+}
+
+// New returns a Server that listens once started.
+func New(opt Options) *Server {
+	return &Server{opt: opt, names: newNameTable(), execs: newExecTable()}
+}
+
+// Name implements lifecycle.Component.
+func (s *Server) Name() string { return "docker-api" }
+
+// Start listens on the socket. A socket file that nobody serves is replaced.
+func (s *Server) Start(ctx context.Context) error {
+	listener, err := listen(ctx, s.opt.Socket)
+	if err != nil {
+		return err
+	}
+	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	s.cancel = cancel
+	s.background = func(f func(context.Context)) { s.work.Go(func() { f(base) }) }
+	s.http = &http.Server{
+		Handler:           s.handler(),
+		BaseContext:       func(net.Listener) context.Context { return base },
+		ReadHeaderTimeout: 30 * time.Second,
+		ErrorLog:          slog.NewLogLogger(s.opt.Log.Handler(), slog.LevelDebug),
+	}
+	events := s.opt.Engine.Subscribe(base)
+	s.background(func(ctx context.Context) { s.follow(ctx, events) })
+	s.background(func(context.Context) {
+		if err := s.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			s.opt.Log.Error("docker API stopped serving", "error", err)
+		}
+	})
+	return nil
+}
+
+// Stop ends all requests, long ones too, and removes the socket.
+func (s *Server) Stop(ctx context.Context) error {
+	s.cancel()
+	err := s.http.Shutdown(ctx)
+	done := make(chan struct{})
+	go func() { s.work.Wait(); close(done) }()
+	select {
+	case <-done:
+		return err
+	case <-ctx.Done():
+		return errors.Join(err, ctx.Err())
+	}
+}
+
+// listen opens the unix socket for root and its group alone.
+func listen(ctx context.Context, path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	var dialer net.Dialer
+	if conn, err := dialer.DialContext(ctx, "unix", path); err == nil {
+		conn.Close()
+		return nil, fault.New(fault.Conflict, "listen on %s: another program serves this socket", path).
+			Hint("stop it, or set another runDir in the configuration")
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	var lc net.ListenConfig
+	listener, err := lc.Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	if err := os.Chmod(path, 0o660); err != nil {
+		return nil, errors.Join(err, listener.Close())
+	}
+	return listener, nil
+}
+
+// follow does what Docker's daemon does by itself when a container exits or
+// is gone, until ctx ends: --rm removes it, its name and its log become free.
+func (s *Server) follow(ctx context.Context, events <-chan engine.Event) {
+	for _, c := range s.opt.Engine.Containers(ctx, engine.OwnerDocker) {
+		if c.State == engine.StateExited {
+			s.autoRemove(ctx, c)
+		}
+	}
+	for ev := range events {
+		if ev.Container == nil || ev.Pod.Spec.Owner != engine.OwnerDocker {
+			continue
+		}
+		switch ev.Type {
+		case engine.EventExited:
+			s.autoRemove(ctx, *ev.Container)
+		case engine.EventDeleted:
+			s.execs.forget(ev.Container.ID)
+			if ev.Container.LogPath == "" {
+				continue
+			}
+			if err := os.RemoveAll(filepath.Dir(ev.Container.LogPath)); err != nil {
+				s.opt.Log.Warn("remove a container's log", "container", ev.Container.ID, "error", err)
+			}
+		}
+	}
+}
+
+func (s *Server) autoRemove(ctx context.Context, c engine.Container) {
+	if !settingsOf(c).HostConfig.AutoRemove {
+		return
+	}
+	s.work.Go(func() {
+		if err := s.opt.Engine.RemovePod(ctx, c.PodID); err != nil {
+			s.opt.Log.Error("remove an exited container", "container", c.ID, "error", err)
+		}
+	})
+}

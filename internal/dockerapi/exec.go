@@ -1,0 +1,250 @@
+package dockerapi
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"maps"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+
+	"github.com/ferryos/ferry/internal/engine"
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+// execKept is how long an ended exec can still be inspected.
+const execKept = 5 * time.Minute
+
+// execSession is one exec from its creation to some time after its end.
+type execSession struct {
+	id, containerID string
+	request         container.ExecCreateRequest
+
+	mu       sync.Mutex
+	started  bool
+	running  chan struct{} // closed when the process runs or cannot
+	engineID string        // for resizing, once running is closed
+	ended    time.Time     // zero until it has
+	code     int
+}
+
+// execTable holds the exec sessions. They are Docker's notion: the engine's
+// exec is one call.
+type execTable struct {
+	mu   *sync.Mutex
+	byID map[string]*execSession
+}
+
+func newExecTable() execTable { return execTable{mu: new(sync.Mutex), byID: map[string]*execSession{}} }
+
+func (t execTable) add(containerID string, req container.ExecCreateRequest, now time.Time) *execSession {
+	var b [32]byte
+	rand.Read(b[:])
+	e := &execSession{id: hex.EncodeToString(b[:]), containerID: containerID, request: req, running: make(chan struct{})}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	maps.DeleteFunc(t.byID, func(_ string, e *execSession) bool {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		return !e.ended.IsZero() && now.Sub(e.ended) > execKept
+	})
+	t.byID[e.id] = e
+	return e
+}
+
+func (t execTable) get(id string) (*execSession, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e, ok := t.byID[id]; ok {
+		return e, nil
+	}
+	return nil, fault.New(fault.NotFound, "No such exec instance: %s", id)
+}
+
+// of returns the IDs of a container's sessions that have not ended.
+func (t execTable) of(containerID string) []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var ids []string
+	for id, e := range t.byID {
+		e.mu.Lock()
+		if e.containerID == containerID && e.ended.IsZero() {
+			ids = append(ids, id)
+		}
+		e.mu.Unlock()
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// forget drops the sessions of a removed container.
+func (t execTable) forget(containerID string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	maps.DeleteFunc(t.byID, func(_ string, e *execSession) bool { return e.containerID == containerID })
+}
+
+func (s *Server) execCreate(w http.ResponseWriter, r *http.Request) error {
+	c, err := s.find(r.Context(), r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	var req container.ExecCreateRequest
+	if err := readJSON(r, &req); err != nil {
+		return err
+	}
+	switch {
+	case len(req.Cmd) == 0:
+		return fault.New(fault.Invalid, "No exec command specified")
+	case c.State == engine.StatePaused:
+		return fault.New(fault.Conflict, "container %s is paused, unpause the container before exec", c.Spec.Name)
+	case c.State != engine.StateRunning:
+		return fault.New(fault.Conflict, "container %s is not running", c.Spec.Name).Hint("start it with `ferry start %s`", c.Spec.Name)
+	}
+	if _, err := detachable(nil, req.DetachKeys); err != nil {
+		return err
+	}
+	e := s.execs.add(c.ID, req, time.Now())
+	return writeJSON(w, http.StatusCreated, container.ExecCreateResponse{ID: e.id})
+}
+
+func (s *Server) execStart(w http.ResponseWriter, r *http.Request) error {
+	e, err := s.execs.get(r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	var req container.ExecStartRequest
+	if err := readJSON(r, &req); err != nil {
+		return err
+	}
+	if err := e.begin(); err != nil {
+		return err
+	}
+	size := e.request.ConsoleSize
+	if req.ConsoleSize != nil {
+		size = req.ConsoleSize
+	}
+	if req.Detach {
+		failed := make(chan error, 1)
+		s.background(func(ctx context.Context) { failed <- s.runExec(ctx, e, size, engine.Streams{}) })
+		<-e.running
+		if e.engineID == "" {
+			return startError(<-failed)
+		}
+		w.WriteHeader(http.StatusOK)
+		return nil
+	}
+	conn, in, err := hijack(w, r, e.request.Tty)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	context.AfterFunc(ctx, func() { conn.Close() })
+	stdout, stderr := outputs(failing{conn, cancel}, e.request.Tty)
+	streams := engine.Streams{}
+	if e.request.AttachStdout {
+		streams.Stdout = stdout
+	}
+	if e.request.AttachStderr && !e.request.Tty {
+		streams.Stderr = stderr
+	}
+	if e.request.AttachStdin {
+		if e.request.Tty {
+			if in, err = detachable(in, e.request.DetachKeys); err != nil {
+				return err
+			}
+			in = detacher{in, cancel}
+		}
+		streams.Stdin = in
+	}
+	if err := s.runExec(ctx, e, size, streams); err != nil && e.engineID == "" {
+		// The answer has begun: the message goes where the output would.
+		stderr.Write([]byte(message(startError(err)) + "\r\n"))
+	}
+	return nil
+}
+
+// begin marks the session started; it can be only once.
+func (e *execSession) begin() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.started {
+		return fault.New(fault.Conflict, "exec session %s has already run", e.id)
+	}
+	e.started = true
+	return nil
+}
+
+// runExec runs the session's process to its end.
+func (s *Server) runExec(ctx context.Context, e *execSession, size *[2]uint, streams engine.Streams) error {
+	if size != nil && e.request.Tty && *size != [2]uint{} {
+		resize := make(chan [2]uint, 1)
+		resize <- [2]uint{size[1], size[0]}
+		streams.Resize = resize
+	}
+	code, err := s.opt.Engine.Exec(ctx, e.containerID, engine.ExecSpec{
+		Args: e.request.Cmd, Env: e.request.Env, WorkingDir: e.request.WorkingDir, User: e.request.User,
+		TTY: e.request.Tty, Privileged: e.request.Privileged,
+		OnStart: func(id string) {
+			e.mu.Lock()
+			e.engineID = id
+			e.mu.Unlock()
+			close(e.running)
+		},
+	}, streams)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.ended, e.code = time.Now(), code
+	if e.engineID == "" {
+		close(e.running)
+		e.code = startCode(err)
+	}
+	return err
+}
+
+func (s *Server) execResize(w http.ResponseWriter, r *http.Request) error {
+	e, err := s.execs.get(r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	cols, rows, err := size(r)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-e.running: // a client may resize before the process runs
+	case <-r.Context().Done():
+		return r.Context().Err()
+	}
+	if err := s.opt.Engine.ResizeExec(r.Context(), e.containerID, e.engineID, cols, rows); err != nil && !gone(err) {
+		return err
+	}
+	w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+func (s *Server) execInspect(w http.ResponseWriter, r *http.Request) error {
+	e, err := s.execs.get(r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v := container.ExecInspectResponse{
+		ID: e.id, ContainerID: e.containerID, Running: e.started && e.ended.IsZero(),
+		OpenStdin: e.request.AttachStdin, OpenStdout: e.request.AttachStdout, OpenStderr: e.request.AttachStderr,
+		CanRemove: !e.ended.IsZero(), DetachKeys: []byte(e.request.DetachKeys),
+		ProcessConfig: &container.ExecProcessConfig{Tty: e.request.Tty, Entrypoint: e.request.Cmd[0],
+			Arguments: e.request.Cmd[1:], User: e.request.User, Privileged: &e.request.Privileged},
+	}
+	if !e.ended.IsZero() {
+		v.ExitCode = &e.code
+	}
+	return writeJSON(w, http.StatusOK, v)
+}

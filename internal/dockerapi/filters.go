@@ -1,0 +1,116 @@
+package dockerapi
+
+import (
+	"encoding/json"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/api/types/events"
+
+	"github.com/ferryos/ferry/internal/engine"
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+// filters are what the "filters" parameter asks for: for each key the values
+// of which one must match (labels: all).
+type filters map[string][]string
+
+// parseFilters reads the parameter in its two forms, {"key":{"value":true}}
+// and {"key":["value"]}, and refuses keys that are not known.
+func parseFilters(r *http.Request, known ...string) (filters, error) {
+	raw := param(r, "filters")
+	if raw == "" {
+		return nil, nil
+	}
+	f := filters{}
+	var sets map[string]map[string]bool
+	if json.Unmarshal([]byte(raw), &sets) == nil {
+		for key, values := range sets {
+			for v, on := range values {
+				if on {
+					f[key] = append(f[key], v)
+				}
+			}
+		}
+	} else if err := json.Unmarshal([]byte(raw), &f); err != nil {
+		return nil, fault.New(fault.Invalid, "filters: %w", err)
+	}
+	for key := range f {
+		if !slices.Contains(known, key) {
+			return nil, fault.New(fault.Invalid, "filter %q is not supported here", key).
+				Hint("use one of %s", strings.Join(known, ", "))
+		}
+	}
+	return f, nil
+}
+
+// any reports whether key was not given or match holds for one of its values.
+func (f filters) any(key string, match func(value string) bool) bool {
+	values, given := f[key]
+	return !given || slices.ContainsFunc(values, match)
+}
+
+func (f filters) labels(have map[string]string) bool {
+	for _, want := range f["label"] {
+		key, value, withValue := strings.Cut(want, "=")
+		if got, ok := have[key]; !ok || withValue && got != value {
+			return false
+		}
+	}
+	return true
+}
+
+// container reports whether c is one of those asked for.
+func (f filters) container(c engine.Container) bool {
+	return f.labels(c.Spec.Labels) &&
+		f.any("id", func(v string) bool { return strings.HasPrefix(c.ID, v) }) &&
+		f.any("name", func(v string) bool { return strings.Contains(c.Spec.Name, strings.TrimPrefix(v, "/")) }) &&
+		f.any("status", func(v string) bool { return string(c.State) == v }) &&
+		f.any("ancestor", func(v string) bool {
+			return c.ImageID == v || c.Spec.Image == v || settingsOf(c).Config.Image == v
+		}) &&
+		f.any("exited", func(v string) bool {
+			return c.State == engine.StateExited && strconv.Itoa(c.ExitCode) == v
+		})
+}
+
+func (f filters) event(m events.Message) bool {
+	return f.labels(m.Actor.Attributes) &&
+		f.any("type", func(v string) bool { return string(m.Type) == v }) &&
+		f.any("scope", func(v string) bool { return m.Scope == v }) &&
+		f.any("event", func(v string) bool { return string(m.Action) == v }) &&
+		f.any("image", func(v string) bool { return m.Actor.Attributes["image"] == v }) &&
+		f.any("container", func(v string) bool {
+			return m.Actor.Attributes["name"] == v || strings.HasPrefix(m.Actor.ID, v)
+		})
+}
+
+// parseTime reads a Docker timestamp: seconds since 1970 with a fraction,
+// RFC 3339, or a duration back from now. "" and "0" are the zero time.
+func parseTime(s string) (time.Time, error) {
+	if s == "" || s == "0" {
+		return time.Time{}, nil
+	}
+	if t, err := time.Parse(time.RFC3339Nano, s); err == nil {
+		return t, nil
+	}
+	if d, err := time.ParseDuration(s); err == nil {
+		return time.Now().Add(-d), nil
+	}
+	whole, fraction, _ := strings.Cut(s, ".")
+	sec, err := strconv.ParseInt(whole, 10, 64)
+	if err != nil {
+		return time.Time{}, fault.New(fault.Invalid, "time %q is not understood", s).
+			Hint("use seconds since 1970, RFC 3339, or a duration such as 10m")
+	}
+	var nano int64
+	if fraction != "" {
+		if nano, err = strconv.ParseInt((fraction + "000000000")[:9], 10, 64); err != nil {
+			return time.Time{}, fault.New(fault.Invalid, "time %q is not understood", s)
+		}
+	}
+	return time.Unix(sec, nano), nil
+}

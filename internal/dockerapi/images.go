@@ -1,0 +1,295 @@
+package dockerapi
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/distribution/reference"
+	"github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/jsonstream"
+	"github.com/moby/moby/api/types/registry"
+
+	"github.com/ferryos/ferry/internal/engine"
+	"github.com/ferryos/ferry/internal/engine/store"
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+func (s *Server) imageList(w http.ResponseWriter, r *http.Request) error {
+	match, err := parseFilters(r, "reference", "label", "dangling")
+	if err != nil {
+		return err
+	}
+	images, err := s.opt.Engine.Images().Images(r.Context())
+	if err != nil {
+		return err
+	}
+	uses := map[string]int64{}
+	for _, c := range s.opt.Engine.Containers(r.Context(), engine.OwnerDocker) {
+		uses[c.ImageID]++
+	}
+	out := []image.Summary{}
+	for _, img := range images {
+		if img.ArtifactType != "" || !match.image(img) {
+			continue
+		}
+		out = append(out, image.Summary{ID: img.ID, RepoTags: notNil(img.RepoTags()), RepoDigests: notNil(img.RepoDigests()),
+			Created: img.Created.Unix(), Size: img.Size, SharedSize: -1, Containers: uses[img.ID], Labels: img.Config.Labels})
+	}
+	return writeJSON(w, http.StatusOK, out)
+}
+
+// notNil makes null an empty list: clients index it.
+func notNil(list []string) []string { return append([]string{}, list...) }
+
+func (f filters) image(img store.Image) bool {
+	tags := img.RepoTags()
+	return f.labels(img.Config.Labels) &&
+		f.any("dangling", func(v string) bool { return (len(tags) == 0) == (v == "true" || v == "1") }) &&
+		f.any("reference", func(v string) bool {
+			for _, tag := range tags {
+				ref, err := reference.ParseNormalizedNamed(tag)
+				if err != nil {
+					continue
+				}
+				if ok, err := reference.FamiliarMatch(v, ref); err == nil && ok {
+					return true
+				}
+			}
+			return false
+		})
+}
+
+// imageGet answers GET /images/NAME/VERB, for names have slashes.
+func (s *Server) imageGet(w http.ResponseWriter, r *http.Request) error {
+	name, verb := splitVerb(r.PathValue("path"))
+	switch verb {
+	case "json":
+		return s.imageInspect(w, r, name)
+	case "history":
+		return s.imageHistory(w, r, name)
+	case "get":
+		return s.saveImages(w, r, []string{name})
+	}
+	return fault.New(fault.NotFound, "Ferry does not serve %s %s", r.Method, r.URL.Path)
+}
+
+// imagePost answers POST /images/NAME/VERB.
+func (s *Server) imagePost(w http.ResponseWriter, r *http.Request) error {
+	name, verb := splitVerb(r.PathValue("path"))
+	switch verb {
+	case "tag":
+		return s.imageTag(w, r, name)
+	case "push":
+		return s.imagePush(w, r, name)
+	}
+	return fault.New(fault.NotFound, "Ferry does not serve %s %s", r.Method, r.URL.Path)
+}
+
+func splitVerb(path string) (name, verb string) {
+	i := strings.LastIndexByte(path, '/')
+	return path[:max(i, 0)], path[i+1:]
+}
+
+func (s *Server) imageInspect(w http.ResponseWriter, r *http.Request, name string) error {
+	img, err := s.opt.Engine.Images().Image(r.Context(), name)
+	if err != nil {
+		return err
+	}
+	config, err := json.Marshal(img.Config)
+	if err != nil {
+		return err
+	}
+	layers := []string{}
+	for _, d := range img.DiffIDs {
+		layers = append(layers, d.String())
+	}
+	// As Docker has it; the types of the client library add nothing to what is known here.
+	return writeJSON(w, http.StatusOK, map[string]any{
+		"Id": img.ID, "RepoTags": notNil(img.RepoTags()), "RepoDigests": notNil(img.RepoDigests()), "Created": img.Created.Format(time.RFC3339Nano),
+		"Architecture": img.Architecture, "Os": img.OS, "Size": img.Size, "Config": json.RawMessage(config),
+		"RootFS":     image.RootFS{Type: "layers", Layers: layers},
+		"Descriptor": map[string]any{"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": img.Digest},
+	})
+}
+
+func (s *Server) imageHistory(w http.ResponseWriter, r *http.Request, name string) error {
+	img, err := s.opt.Engine.Images().Image(r.Context(), name)
+	if err != nil {
+		return err
+	}
+	out := []image.HistoryResponseItem{}
+	layer := len(img.Layers)
+	for i := len(img.History) - 1; i >= 0; i-- {
+		h := img.History[i]
+		item := image.HistoryResponseItem{ID: "<missing>", CreatedBy: h.CreatedBy, Comment: h.Comment, Tags: []string{}}
+		if h.Created != nil {
+			item.Created = h.Created.Unix()
+		}
+		if !h.EmptyLayer && layer > 0 {
+			layer--
+			item.Size = img.Layers[layer].Size
+		}
+		if len(out) == 0 {
+			item.ID, item.Tags = img.ID, notNil(img.RepoTags())
+		}
+		out = append(out, item)
+	}
+	return writeJSON(w, http.StatusOK, out)
+}
+
+func (s *Server) imageTag(w http.ResponseWriter, r *http.Request, name string) error {
+	to := param(r, "repo")
+	if tag := param(r, "tag"); tag != "" {
+		to += ":" + tag
+	}
+	if err := s.opt.Engine.Images().Tag(r.Context(), name, to); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusCreated)
+	return nil
+}
+
+func (s *Server) imageRemove(w http.ResponseWriter, r *http.Request) error {
+	name, force := r.PathValue("path"), flag(r, "force")
+	img, err := s.opt.Engine.Images().Image(r.Context(), name)
+	if err != nil {
+		return err
+	}
+	for _, c := range s.opt.Engine.Containers(r.Context(), "") {
+		if c.ImageID != img.ID {
+			continue
+		}
+		if alive(c) || !force {
+			return fault.New(fault.Conflict, "unable to remove %q: container %s uses the image", name, c.ID[:12]).
+				Hint("remove the container first")
+		}
+	}
+	untagged, deleted, err := s.opt.Engine.Images().Remove(context.WithoutCancel(r.Context()), name, force)
+	if err != nil {
+		return err
+	}
+	out := []image.DeleteResponse{}
+	for _, tag := range untagged {
+		out = append(out, image.DeleteResponse{Untagged: tag})
+	}
+	for _, id := range deleted {
+		out = append(out, image.DeleteResponse{Deleted: id})
+	}
+	return writeJSON(w, http.StatusOK, out)
+}
+
+func (s *Server) imageSave(w http.ResponseWriter, r *http.Request) error {
+	names := r.URL.Query()["names"]
+	if len(names) == 0 {
+		return fault.New(fault.Invalid, "save: no image named")
+	}
+	return s.saveImages(w, r, names)
+}
+
+func (s *Server) saveImages(w http.ResponseWriter, r *http.Request, names []string) error {
+	for _, name := range names { // before the answer begins
+		if _, err := s.opt.Engine.Images().Image(r.Context(), name); err != nil {
+			return err
+		}
+	}
+	w.Header().Set("Content-Type", "application/x-tar")
+	return s.opt.Engine.Images().Save(r.Context(), w, names...)
+}
+
+func (s *Server) imageLoad(w http.ResponseWriter, r *http.Request) error {
+	names, err := s.opt.Engine.Images().Load(r.Context(), r.Body)
+	if err != nil {
+		return err
+	}
+	out := newMessages(w)
+	for _, name := range names {
+		what := "Loaded image: "
+		if strings.HasPrefix(name, "sha256:") {
+			what = "Loaded image ID: "
+		} else if ref, err := reference.ParseNormalizedNamed(name); err == nil {
+			name = reference.FamiliarString(ref)
+		}
+		out.send(jsonstream.Message{Stream: what + name + "\n"})
+	}
+	return nil
+}
+
+func (s *Server) imagePull(w http.ResponseWriter, r *http.Request) error {
+	if param(r, "fromSrc") != "" {
+		return unsupported("importing a file system as an image")
+	}
+	name := param(r, "fromImage")
+	switch tag := param(r, "tag"); {
+	case strings.HasPrefix(tag, "sha256:"):
+		name += "@" + tag
+	case tag != "":
+		name += ":" + tag
+	}
+	auth, err := registryAuth(r)
+	if err != nil {
+		return err
+	}
+	img, err := s.opt.Engine.Images().Pull(r.Context(), name, auth)
+	if err != nil {
+		return err
+	}
+	out := newMessages(w)
+	out.send(jsonstream.Message{Status: "Digest: " + img.Target})
+	out.send(jsonstream.Message{Status: "Status: Downloaded newer image for " + name})
+	return nil
+}
+
+func (s *Server) imagePush(w http.ResponseWriter, r *http.Request, name string) error {
+	if tag := param(r, "tag"); tag != "" {
+		name += ":" + tag
+	}
+	auth, err := registryAuth(r)
+	if err != nil {
+		return err
+	}
+	digest, err := s.opt.Engine.Images().Push(r.Context(), name, auth)
+	if err != nil {
+		return err
+	}
+	newMessages(w).send(jsonstream.Message{Status: withTag(name) + ": digest: " + digest})
+	return nil
+}
+
+// registryAuth reads the X-Registry-Auth header: JSON in URL-safe base64.
+func registryAuth(r *http.Request) (store.Auth, error) {
+	header := r.Header.Get("X-Registry-Auth")
+	if header == "" {
+		return store.Auth{}, nil
+	}
+	data, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(header, "="))
+	if err != nil {
+		return store.Auth{}, fault.New(fault.Invalid, "X-Registry-Auth: %w", err)
+	}
+	var c registry.AuthConfig
+	if err := json.Unmarshal(data, &c); err != nil {
+		return store.Auth{}, fault.New(fault.Invalid, "X-Registry-Auth: %w", err)
+	}
+	return store.Auth{Username: c.Username, Password: c.Password}, nil
+}
+
+// messages is Docker's stream of progress: JSON objects one after the other.
+type messages struct {
+	enc *json.Encoder
+	rc  *http.ResponseController
+}
+
+func newMessages(w http.ResponseWriter) messages {
+	w.Header().Set("Content-Type", "application/json")
+	return messages{json.NewEncoder(w), http.NewResponseController(w)}
+}
+
+// send writes one message; a client that is gone is noticed by the server.
+func (m messages) send(msg jsonstream.Message) {
+	if m.enc.Encode(msg) == nil {
+		m.rc.Flush()
+	}
+}

@@ -1,0 +1,268 @@
+package dockerapi
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	apinetwork "github.com/moby/moby/api/types/network"
+
+	"github.com/ferryos/ferry/internal/engine"
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+func (s *Server) containerList(w http.ResponseWriter, r *http.Request) error {
+	ctx := r.Context()
+	match, err := parseFilters(r, "id", "name", "label", "status", "ancestor", "exited")
+	if err != nil {
+		return err
+	}
+	limit := 0
+	if v := param(r, "limit"); v != "" {
+		if limit, err = strconv.Atoi(v); err != nil {
+			return fault.New(fault.Invalid, "limit %q is not a number", v)
+		}
+	}
+	_, byStatus := match["status"]
+	_, byExit := match["exited"]
+	all := flag(r, "all") || byStatus || byExit || limit > 0
+	containers := s.opt.Engine.Containers(ctx, engine.OwnerDocker)
+	slices.Reverse(containers) // newest first
+	out := []container.Summary{}
+	for _, c := range containers {
+		if limit > 0 && len(out) == limit {
+			break
+		}
+		if !match.container(c) || !all && !alive(c) {
+			continue
+		}
+		sum, err := s.summary(ctx, c, flag(r, "size"))
+		if fault.Is(err, fault.NotFound) {
+			continue // removed since the listing
+		}
+		if err != nil {
+			return err
+		}
+		out = append(out, sum)
+	}
+	return writeJSON(w, http.StatusOK, out)
+}
+
+func (s *Server) summary(ctx context.Context, c engine.Container, size bool) (container.Summary, error) {
+	pod, err := s.opt.Engine.Pod(ctx, c.PodID)
+	if err != nil {
+		return container.Summary{}, err
+	}
+	set := settingsOf(c)
+	sum := container.Summary{
+		ID: c.ID, Names: []string{"/" + c.Spec.Name}, Image: set.Config.Image, ImageID: c.ImageID,
+		Command: strings.Join(append([]string{c.Path}, c.Args...), " "), Created: c.CreatedAt.Unix(),
+		Labels: c.Spec.Labels, State: container.ContainerState(c.State), Status: status(c, time.Now()),
+		Ports: []container.PortSummary{}, Mounts: mountPoints(c),
+		NetworkSettings: &container.NetworkSettingsSummary{Networks: networks(pod, set)},
+	}
+	if sum.Labels == nil {
+		sum.Labels = map[string]string{}
+	}
+	sum.HostConfig.NetworkMode = string(set.HostConfig.NetworkMode)
+	if pod.State == engine.PodReady {
+		for _, p := range pod.Ports {
+			ip := p.HostIP
+			if !ip.IsValid() {
+				ip = netip.IPv4Unspecified()
+			}
+			sum.Ports = append(sum.Ports, container.PortSummary{IP: ip, PrivatePort: p.ContainerPort, PublicPort: p.HostPort, Type: string(p.Protocol)})
+		}
+	}
+	if size {
+		usage, err := s.opt.Engine.Stats(ctx, c.ID)
+		if err != nil {
+			return sum, err
+		}
+		sum.SizeRw = int64(usage.RootfsBytes)
+	}
+	return sum, nil
+}
+
+// status is the state in words, as of now: "Up 5 minutes", "Exited (0) 3 hours ago".
+func status(c engine.Container, now time.Time) string {
+	switch c.State {
+	case engine.StateRunning:
+		return "Up " + ago(now.Sub(c.StartedAt))
+	case engine.StatePaused:
+		return "Up " + ago(now.Sub(c.StartedAt)) + " (Paused)"
+	case engine.StateExited:
+		return fmt.Sprintf("Exited (%d) %s ago", c.ExitCode, ago(now.Sub(c.FinishedAt)))
+	default:
+		return "Created"
+	}
+}
+
+// ago rounds a duration to the words that Docker uses.
+func ago(d time.Duration) string {
+	count := func(n int, unit string) string {
+		if n == 1 {
+			return map[string]string{"second": "1 second", "minute": "About a minute", "hour": "About an hour"}[unit]
+		}
+		return fmt.Sprintf("%d %ss", n, unit)
+	}
+	switch hours := int(d.Round(time.Hour).Hours()); {
+	case d < time.Second:
+		return "Less than a second"
+	case d < time.Minute:
+		return count(int(d.Seconds()), "second")
+	case d < time.Hour:
+		return count(int(d.Minutes()), "minute")
+	case hours < 48:
+		return count(hours, "hour")
+	case hours < 24*7*2:
+		return count(hours/24, "day")
+	case hours < 24*30*2:
+		return count(hours/24/7, "week")
+	case hours < 24*365*2:
+		return count(hours/24/30, "month")
+	default:
+		return count(hours/24/365, "year")
+	}
+}
+
+// networks is the one network a container is on, under Docker's name for it.
+func networks(pod engine.Pod, set settings) map[string]*apinetwork.EndpointSettings {
+	name := string(set.HostConfig.NetworkMode)
+	if name == "" || name == apinetwork.NetworkDefault {
+		name = apinetwork.NetworkBridge
+	}
+	e := &apinetwork.EndpointSettings{}
+	if len(pod.IPs) > 0 && pod.State == engine.PodReady {
+		e.IPAddress, e.IPPrefixLen = pod.IPs[0], 32
+		e.NetworkID, e.EndpointID = name, pod.ID
+	}
+	return map[string]*apinetwork.EndpointSettings{name: e}
+}
+
+func mountPoints(c engine.Container) []container.MountPoint {
+	out := []container.MountPoint{}
+	for _, m := range c.Spec.Mounts {
+		out = append(out, container.MountPoint{Type: mount.Type(m.Kind), Source: m.Source, Destination: m.Destination,
+			Mode: strings.Join(m.Options, ","), RW: !m.ReadOnly && m.Kind != engine.MountImage, Propagation: mount.Propagation(m.Propagation)})
+	}
+	return out
+}
+
+// legacyInspect adds what clients of API versions before 1.52 still read.
+type legacyInspect struct {
+	container.InspectResponse
+	NetworkSettings legacyNetworkSettings
+}
+
+type legacyNetworkSettings struct {
+	container.NetworkSettings
+	IPAddress   string
+	IPPrefixLen int
+	Gateway     string
+	MacAddress  string
+}
+
+func (s *Server) containerInspect(w http.ResponseWriter, r *http.Request) error {
+	ctx := r.Context()
+	c, err := s.find(ctx, r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	pod, err := s.opt.Engine.Pod(ctx, c.PodID)
+	if err != nil {
+		return err
+	}
+	v := inspection(c, pod)
+	v.ExecIDs = s.execs.of(c.ID)
+	if flag(r, "size") {
+		usage, err := s.opt.Engine.Stats(ctx, c.ID)
+		if err != nil {
+			return err
+		}
+		size := int64(usage.RootfsBytes)
+		v.SizeRw = &size
+	}
+	return writeJSON(w, http.StatusOK, v)
+}
+
+func inspection(c engine.Container, pod engine.Pod) legacyInspect {
+	set := settingsOf(c)
+	set.Config.Hostname = pod.Spec.Hostname
+	if set.Config.Hostname == "" {
+		set.Config.Hostname = pod.ID[:12]
+	}
+	v := legacyInspect{InspectResponse: container.InspectResponse{
+		ID: c.ID, Name: "/" + c.Spec.Name, Created: c.CreatedAt.UTC().Format(time.RFC3339Nano), Path: c.Path, Args: c.Args,
+		Image: c.ImageID, LogPath: c.LogPath, Driver: "overlayfs", Platform: "linux", HostConfig: &set.HostConfig,
+		Config: &set.Config, Mounts: mountPoints(c), State: state(c),
+	}}
+	n := container.NetworkSettings{SandboxID: pod.ID, SandboxKey: pod.NetnsPath, Ports: portMap(pod), Networks: networks(pod, set)}
+	v.NetworkSettings.NetworkSettings = n
+	for _, e := range n.Networks {
+		if e.IPAddress.IsValid() {
+			v.NetworkSettings.IPAddress, v.NetworkSettings.IPPrefixLen = e.IPAddress.String(), e.IPPrefixLen
+		}
+	}
+	return v
+}
+
+func state(c engine.Container) *container.State {
+	return &container.State{
+		Status: container.ContainerState(c.State), Running: alive(c), Paused: c.State == engine.StatePaused,
+		OOMKilled: c.Reason == "OOMKilled", Pid: c.PID, ExitCode: c.ExitCode, Error: c.Message,
+		StartedAt: c.StartedAt.UTC().Format(time.RFC3339Nano), FinishedAt: c.FinishedAt.UTC().Format(time.RFC3339Nano),
+	}
+}
+
+func portMap(pod engine.Pod) apinetwork.PortMap {
+	out := apinetwork.PortMap{}
+	if pod.State != engine.PodReady {
+		return out
+	}
+	for _, p := range pod.Ports {
+		ip := p.HostIP
+		if !ip.IsValid() {
+			ip = netip.IPv4Unspecified()
+		}
+		if port, ok := apinetwork.PortFrom(p.ContainerPort, apinetwork.IPProtocol(p.Protocol)); ok {
+			out[port] = append(out[port], apinetwork.PortBinding{HostIP: ip, HostPort: strconv.Itoa(int(p.HostPort))})
+		}
+	}
+	return out
+}
+
+// containerTop lists the container's processes. Arguments for ps are not
+// supported: the list is read from /proc.
+func (s *Server) containerTop(w http.ResponseWriter, r *http.Request) error {
+	if args := param(r, "ps_args"); args != "" && args != "-ef" {
+		return unsupported("top with ps arguments %q", args)
+	}
+	c, err := s.find(r.Context(), r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	pids, err := s.opt.Engine.Processes(r.Context(), c.ID)
+	if err != nil {
+		return err
+	}
+	out := container.TopResponse{Titles: []string{"PID", "CMD"}, Processes: [][]string{}}
+	for _, pid := range pids {
+		cmd, err := os.ReadFile(path.Join("/proc", strconv.Itoa(pid), "cmdline"))
+		if err != nil {
+			continue // ended since the listing
+		}
+		line := strings.TrimSpace(strings.ReplaceAll(string(cmd), "\x00", " "))
+		out.Processes = append(out.Processes, []string{strconv.Itoa(pid), line})
+	}
+	return writeJSON(w, http.StatusOK, out)
+}

@@ -1,0 +1,322 @@
+package dockerapi
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"golang.org/x/sys/unix"
+
+	"github.com/ferryos/ferry/internal/engine"
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+// defaultGrace is how long stop waits before it kills.
+const defaultGrace = 10 * time.Second
+
+func (s *Server) containerStart(w http.ResponseWriter, r *http.Request) error {
+	c, err := s.find(r.Context(), r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	if param(r, "checkpoint") != "" {
+		return unsupported("starting from a checkpoint")
+	}
+	if c.State == engine.StateRunning {
+		return errNotModified
+	}
+	if err := s.start(r.Context(), c); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// start starts c and, if its pod went idle, the pod before. It is carried
+// through when the client leaves, as a half-started container helps nobody.
+func (s *Server) start(ctx context.Context, c engine.Container) error {
+	ctx = context.WithoutCancel(ctx)
+	if c.State == engine.StatePaused {
+		return fault.New(fault.Conflict, "cannot start a paused container, try unpause instead")
+	}
+	if c.State == engine.StateExited {
+		if err := s.opt.Engine.StartPod(ctx, c.PodID); err != nil {
+			return err
+		}
+	}
+	if err := s.opt.Engine.StartContainer(ctx, c.ID); err != nil {
+		return startError(err)
+	}
+	if size := settingsOf(c).HostConfig.ConsoleSize; c.Spec.TTY && size != [2]uint{} {
+		// It may have ended already, and then needs no size.
+		if err := s.opt.Engine.ResizeContainer(ctx, c.ID, size[1], size[0]); err != nil && !gone(err) {
+			s.opt.Log.Debug("set the terminal's first size", "container", c.ID, "error", err)
+		}
+	}
+	return nil
+}
+
+// Exit codes of programs that could not be started, as a shell has them.
+const (
+	codeCannotRun = 126
+	codeNotFound  = 127
+	codeNoStart   = 128
+)
+
+// startCode is the exit code for a failed start.
+func startCode(err error) int {
+	switch msg := err.Error(); {
+	case strings.Contains(msg, "executable file not found"), strings.Contains(msg, "no such file or directory"):
+		return codeNotFound
+	case strings.Contains(msg, "permission denied"), strings.Contains(msg, "is a directory"), strings.Contains(msg, "exec format error"):
+		return codeCannotRun
+	}
+	return codeNoStart
+}
+
+// startError gives a program that cannot be run Docker's status, from which
+// clients derive the exit codes 126 and 127.
+func startError(err error) error {
+	if startCode(err) == codeNoStart {
+		return err
+	}
+	return fault.New(fault.Invalid, "failed to create task for container: %w", err)
+}
+
+// gone reports that a container was not there or did not run any more.
+func gone(err error) bool { return fault.Is(err, fault.NotFound) || fault.Is(err, fault.Conflict) }
+
+func (s *Server) containerStop(w http.ResponseWriter, r *http.Request) error {
+	c, err := s.find(r.Context(), r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	if !alive(c) {
+		return errNotModified
+	}
+	if err := s.stop(r, c); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *Server) containerRestart(w http.ResponseWriter, r *http.Request) error {
+	c, err := s.find(r.Context(), r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	if settingsOf(c).HostConfig.AutoRemove && alive(c) {
+		return fault.New(fault.Conflict, "container %s was started with --rm and is removed when it stops", c.Spec.Name)
+	}
+	if err := s.stop(r, c); err != nil {
+		return err
+	}
+	if c, err = s.find(r.Context(), c.ID); err != nil {
+		return err
+	}
+	if err := s.start(r.Context(), c); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// stop sends the request's signal, or the container's own, and kills after t seconds.
+func (s *Server) stop(r *http.Request, c engine.Container) error {
+	ctx := context.WithoutCancel(r.Context())
+	grace := defaultGrace
+	if t := settingsOf(c).Config.StopTimeout; t != nil {
+		grace = time.Duration(*t) * time.Second
+	}
+	if t := param(r, "t"); t != "" {
+		seconds, err := strconv.Atoi(t)
+		if err != nil {
+			return fault.New(fault.Invalid, "stop: t=%q is not a number of seconds", t)
+		}
+		grace = time.Duration(seconds) * time.Second
+	}
+	if grace < 0 { // Docker's "wait for ever"
+		grace = 100 * 365 * 24 * time.Hour
+	}
+	if name := param(r, "signal"); name != "" && grace > 0 {
+		sig, err := parseSignal(name)
+		if err != nil {
+			return err
+		}
+		if err := s.opt.Engine.Signal(ctx, c.ID, sig); err != nil && !gone(err) {
+			return err
+		}
+		if s.exitsWithin(ctx, c.ID, grace) {
+			return nil
+		}
+		grace = 0
+	}
+	return s.opt.Engine.StopContainer(ctx, c.ID, grace)
+}
+
+func (s *Server) exitsWithin(ctx context.Context, id string, limit time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	_, err := s.opt.Engine.Wait(ctx, id)
+	return err == nil
+}
+
+func parseSignal(name string) (syscall.Signal, error) {
+	if n, err := strconv.Atoi(name); err == nil && n > 0 && n < 65 {
+		return syscall.Signal(n), nil
+	}
+	name = strings.ToUpper(name)
+	if sig := unix.SignalNum("SIG" + strings.TrimPrefix(name, "SIG")); sig != 0 {
+		return sig, nil
+	}
+	return 0, fault.New(fault.Invalid, "invalid signal: %s", name)
+}
+
+func (s *Server) containerKill(w http.ResponseWriter, r *http.Request) error {
+	c, err := s.find(r.Context(), r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	sig := unix.SIGKILL
+	if name := param(r, "signal"); name != "" {
+		if sig, err = parseSignal(name); err != nil {
+			return err
+		}
+	}
+	if !alive(c) {
+		return fault.New(fault.Conflict, "cannot kill container: %s: container %s is not running", r.PathValue("id"), c.ID)
+	}
+	if sig == unix.SIGKILL {
+		err = s.opt.Engine.StopContainer(r.Context(), c.ID, 0)
+	} else {
+		err = s.opt.Engine.Signal(r.Context(), c.ID, sig)
+	}
+	if err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *Server) containerPause(w http.ResponseWriter, r *http.Request) error {
+	return s.onContainer(w, r, s.opt.Engine.Pause)
+}
+
+func (s *Server) containerUnpause(w http.ResponseWriter, r *http.Request) error {
+	return s.onContainer(w, r, s.opt.Engine.Resume)
+}
+
+func (s *Server) onContainer(w http.ResponseWriter, r *http.Request, f func(context.Context, string) error) error {
+	c, err := s.find(r.Context(), r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	if err := f(r.Context(), c.ID); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *Server) containerRemove(w http.ResponseWriter, r *http.Request) error {
+	if flag(r, "link") {
+		return unsupported("removing a link")
+	}
+	c, err := s.find(r.Context(), r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	if alive(c) && !flag(r, "force") {
+		return fault.New(fault.Conflict,
+			"cannot remove container %q: container is %s: stop the container before removing or force remove", "/"+c.Spec.Name, c.State)
+	}
+	if err := s.opt.Engine.RemovePod(context.WithoutCancel(r.Context()), c.PodID); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *Server) containerPrune(w http.ResponseWriter, r *http.Request) error {
+	match, err := parseFilters(r, "label")
+	if err != nil {
+		return err
+	}
+	report := container.PruneReport{ContainersDeleted: []string{}}
+	for _, c := range s.opt.Engine.Containers(r.Context(), engine.OwnerDocker) {
+		if alive(c) || !match.container(c) {
+			continue
+		}
+		if usage, err := s.opt.Engine.Stats(r.Context(), c.ID); err == nil {
+			report.SpaceReclaimed += usage.RootfsBytes
+		}
+		if err := s.opt.Engine.RemovePod(context.WithoutCancel(r.Context()), c.PodID); err != nil {
+			return err
+		}
+		report.ContainersDeleted = append(report.ContainersDeleted, c.ID)
+	}
+	return writeJSON(w, http.StatusOK, report)
+}
+
+func alive(c engine.Container) bool {
+	return c.State == engine.StateRunning || c.State == engine.StatePaused
+}
+
+// containerWait answers the header at once, so that a client may wait first
+// and start then, and the exit code when the condition is met.
+func (s *Server) containerWait(w http.ResponseWriter, r *http.Request) error {
+	ctx := r.Context()
+	condition := container.WaitCondition(param(r, "condition"))
+	switch condition {
+	case "":
+		condition = container.WaitConditionNotRunning
+	case container.WaitConditionNotRunning, container.WaitConditionNextExit, container.WaitConditionRemoved:
+	default:
+		return fault.New(fault.Invalid, "invalid condition: %q", condition)
+	}
+	events := s.opt.Engine.Subscribe(ctx) // before the look at the state, so that nothing falls between
+	c, err := s.find(ctx, r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusOK)
+	if err := http.NewResponseController(w).Flush(); err != nil {
+		return err
+	}
+	code := c.ExitCode
+	if condition != container.WaitConditionNotRunning || alive(c) {
+		var ok bool
+		if code, ok = awaitExit(events, c, condition); !ok {
+			return ctx.Err()
+		}
+	}
+	return json.NewEncoder(w).Encode(container.WaitResponse{StatusCode: int64(code)})
+}
+
+// awaitExit reads events until the condition holds for c and returns its last
+// exit code; false if the events end before.
+func awaitExit(events <-chan engine.Event, c engine.Container, condition container.WaitCondition) (int, bool) {
+	code := c.ExitCode
+	for ev := range events {
+		if ev.Container == nil || ev.Container.ID != c.ID {
+			continue
+		}
+		switch ev.Type {
+		case engine.EventExited:
+			code = ev.Container.ExitCode
+			if condition != container.WaitConditionRemoved {
+				return code, true
+			}
+		case engine.EventDeleted:
+			return code, true
+		}
+	}
+	return 0, false
+}

@@ -1,0 +1,159 @@
+package dockerapi
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+
+	"github.com/ferryos/ferry/internal/engine"
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+// mounts translates -v, --mount and --tmpfs.
+func (p *plan) mounts(h container.HostConfig) error {
+	for _, spec := range h.Binds {
+		m, err := parseBind(spec)
+		if err != nil {
+			return err
+		}
+		p.container.Mounts = append(p.container.Mounts, m)
+		p.bindSources = append(p.bindSources, m.Source)
+	}
+	for _, m := range h.Mounts {
+		em, err := p.mount(m)
+		if err != nil {
+			return err
+		}
+		p.container.Mounts = append(p.container.Mounts, em)
+	}
+	for _, dst := range slices.Sorted(maps.Keys(h.Tmpfs)) {
+		m := engine.Mount{Kind: engine.MountTmpfs, Destination: path.Clean(dst)}
+		if opts := h.Tmpfs[dst]; opts != "" {
+			m.Options = strings.Split(opts, ",")
+		}
+		p.container.Mounts = append(p.container.Mounts, m)
+	}
+	seen := map[string]bool{}
+	for _, m := range p.container.Mounts {
+		if !path.IsAbs(m.Destination) || m.Destination == "/" {
+			return fault.New(fault.Invalid, "invalid mount destination %q: it must be an absolute path below /", m.Destination)
+		}
+		if seen[m.Destination] {
+			return fault.New(fault.Invalid, "Duplicate mount point: %s", m.Destination)
+		}
+		seen[m.Destination] = true
+	}
+	return nil
+}
+
+var propagations = []string{"private", "rprivate", "shared", "rshared", "slave", "rslave"}
+
+// parseBind reads SOURCE:DESTINATION[:OPTIONS].
+func parseBind(spec string) (engine.Mount, error) {
+	m := engine.Mount{Kind: engine.MountBind, Recursive: true}
+	parts := strings.Split(spec, ":")
+	if len(parts) == 1 {
+		return m, unsupported("-v %s: anonymous volumes", spec)
+	}
+	if len(parts) > 3 || parts[0] == "" || parts[1] == "" {
+		return m, fault.New(fault.Invalid, "invalid volume specification: '%s'", spec).Hint("write HOST-PATH:CONTAINER-PATH[:ro]")
+	}
+	if !path.IsAbs(parts[0]) {
+		return m, fault.New(fault.Unsupported, "-v %s: named volumes are not supported yet", spec).
+			Hint("give an absolute path on the host: -v %s", "$PWD/"+strings.TrimPrefix(spec, "./"))
+	}
+	m.Source, m.Destination = path.Clean(parts[0]), path.Clean(parts[1])
+	if len(parts) < 3 {
+		return m, nil
+	}
+	for opt := range strings.SplitSeq(parts[2], ",") {
+		switch {
+		case opt == "ro":
+			m.ReadOnly = true
+		case opt == "rw", opt == "z", opt == "Z": // relabelling is for SELinux, which is not used
+		case opt == "cached", opt == "delegated", opt == "consistent": // always consistent
+		case slices.Contains(propagations, opt):
+			m.Propagation = recursive(opt)
+		default:
+			return m, fault.New(fault.Invalid, "invalid mode: %s", opt)
+		}
+	}
+	return m, nil
+}
+
+// recursive is the propagation for a recursive bind mount, the only kind made.
+func recursive(p string) string {
+	if strings.HasPrefix(p, "r") {
+		return p
+	}
+	return "r" + p
+}
+
+func (p *plan) mount(m mount.Mount) (engine.Mount, error) {
+	out := engine.Mount{Source: m.Source, Destination: path.Clean(m.Target), ReadOnly: m.ReadOnly}
+	switch m.Type {
+	case mount.TypeBind:
+		out.Kind, out.Recursive = engine.MountBind, true
+		if o := m.BindOptions; o != nil {
+			if o.NonRecursive || o.ReadOnlyForceRecursive {
+				return out, unsupported("--mount type=bind: bind-recursive other than enabled and readonly-non-recursive")
+			}
+			out.Recursive = !o.ReadOnlyNonRecursive
+			if o.Propagation != "" {
+				out.Propagation = recursive(string(o.Propagation))
+			}
+			if o.CreateMountpoint {
+				p.bindSources = append(p.bindSources, m.Source)
+				return out, nil
+			}
+		}
+		if !path.IsAbs(m.Source) {
+			return out, fault.New(fault.Invalid, "invalid mount path: '%s' mount path must be absolute", m.Source)
+		}
+		if _, err := os.Lstat(m.Source); err != nil {
+			return out, fault.New(fault.Invalid, "invalid mount config for type \"bind\": bind source path does not exist: %s", m.Source)
+		}
+	case mount.TypeTmpfs:
+		out.Kind = engine.MountTmpfs
+		if o := m.TmpfsOptions; o != nil {
+			if o.SizeBytes > 0 {
+				out.Options = append(out.Options, "size="+strconv.FormatInt(o.SizeBytes, 10))
+			}
+			if o.Mode != 0 {
+				out.Options = append(out.Options, fmt.Sprintf("mode=%o", o.Mode))
+			}
+			for _, pair := range o.Options {
+				out.Options = append(out.Options, strings.Join(pair, "="))
+			}
+		}
+	case mount.TypeImage:
+		out.Kind = engine.MountImage
+		if m.ImageOptions != nil {
+			out.SubPath = m.ImageOptions.Subpath
+		}
+	default:
+		return out, fault.New(fault.Unsupported, "mounts of type %q are not supported yet", m.Type).
+			Hint("use --mount type=bind,source=HOST-PATH,target=PATH, type=tmpfs or type=image")
+	}
+	return out, nil
+}
+
+// makeBindSources makes the host directories that -v names and that are missing.
+func (p *plan) makeBindSources() error {
+	for _, dir := range p.bindSources {
+		if _, err := os.Stat(dir); err == nil {
+			continue
+		}
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fault.New(fault.Invalid, "make the bind mount's source: %w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,120 @@
+package dockerapi
+
+import (
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/moby/moby/api/types/container"
+	apinetwork "github.com/moby/moby/api/types/network"
+
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+func unsupported(format string, args ...any) error {
+	return fault.New(fault.Unsupported, format+" is not supported yet", args...)
+}
+
+// honoured are the fields of HostConfig and its Resources that makePlan acts
+// on, or that mean nothing here: the client's own bookkeeping.
+var honoured = []string{
+	"Binds", "ContainerIDFile", "LogConfig", "NetworkMode", "PortBindings", "AutoRemove", "ConsoleSize", "Annotations",
+	"CapAdd", "CapDrop", "DNS", "DNSOptions", "DNSSearch", "ExtraHosts", "GroupAdd", "IpcMode", "OomScoreAdj", "PidMode",
+	"Privileged", "PublishAllPorts", "ReadonlyRootfs", "SecurityOpt", "Tmpfs", "ShmSize", "Sysctls", "Mounts",
+	"MaskedPaths", "ReadonlyPaths",
+	"CPUShares", "Memory", "NanoCPUs", "CgroupParent", "CPUPeriod", "CPUQuota", "CpusetCpus", "CpusetMems", "Devices",
+	"MemorySwap", "PidsLimit", "Ulimits",
+}
+
+// noOps are values other than the zero one that ask for nothing.
+var noOps = map[string]func(h container.HostConfig) bool{
+	"RestartPolicy":    func(h container.HostConfig) bool { return h.RestartPolicy.IsNone() },
+	"VolumeDriver":     func(h container.HostConfig) bool { return h.VolumeDriver == "local" },
+	"CgroupnsMode":     func(h container.HostConfig) bool { return h.CgroupnsMode.IsPrivate() },
+	"UsernsMode":       func(h container.HostConfig) bool { return h.UsernsMode.IsHost() },
+	"Runtime":          func(h container.HostConfig) bool { return h.Runtime == "ferry" || h.Runtime == "runc" },
+	"Isolation":        func(h container.HostConfig) bool { return h.Isolation.IsDefault() },
+	"MemorySwappiness": func(h container.HostConfig) bool { return *h.MemorySwappiness == -1 },
+	"OomKillDisable":   func(h container.HostConfig) bool { return !*h.OomKillDisable },
+	"Init":             func(h container.HostConfig) bool { return !*h.Init },
+}
+
+// flags are the docker command's names of settings that people try.
+var flags = map[string]string{
+	"RestartPolicy": "--restart", "Init": "--init", "DeviceRequests": "--gpus", "VolumesFrom": "--volumes-from",
+	"Links": "--link", "MemoryReservation": "--memory-reservation", "CgroupnsMode": "--cgroupns", "UTSMode": "--uts",
+	"StorageOpt": "--storage-opt", "Runtime": "--runtime", "OomKillDisable": "--oom-kill-disable",
+	"Healthcheck": "--health-cmd", "Domainname": "--domainname", "BlkioWeight": "--blkio-weight",
+	"DeviceCgroupRules": "--device-cgroup-rule", "MemorySwappiness": "--memory-swappiness", "VolumeDriver": "--volume-driver",
+}
+
+// refuse returns an error that names the settings of req which cannot be
+// honoured. It looks at every field there is, so that one added to the API is
+// refused until somebody decides about it.
+func refuse(req container.CreateRequest) error {
+	var names []string
+	names = unknownFields(reflect.ValueOf(*req.HostConfig), *req.HostConfig, names)
+	c := req.Config
+	if c.Domainname != "" {
+		names = append(names, "Domainname")
+	}
+	if len(c.Volumes) > 0 {
+		names = append(names, "Volumes (anonymous volumes)")
+	}
+	if c.Healthcheck != nil && !slices.Equal(c.Healthcheck.Test, []string{"NONE"}) {
+		names = append(names, "Healthcheck")
+	}
+	if req.NetworkingConfig != nil {
+		for network, endpoint := range req.NetworkingConfig.EndpointsConfig {
+			if endpoint != nil && !emptyEndpoint(*endpoint) {
+				names = append(names, "NetworkingConfig."+network)
+			}
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	for i, name := range names {
+		if f := flags[name]; f != "" {
+			names[i] = f + " (" + name + ")"
+		}
+	}
+	slices.Sort(names)
+	return fault.New(fault.Unsupported, "not supported yet: %s", strings.Join(names, ", ")).Hint("leave it out")
+}
+
+func unknownFields(v reflect.Value, h container.HostConfig, names []string) []string {
+	for i := range v.NumField() {
+		field, value := v.Type().Field(i), v.Field(i)
+		switch {
+		case field.Anonymous:
+			names = unknownFields(value, h, names)
+		case slices.Contains(honoured, field.Name), empty(value):
+		case noOps[field.Name] != nil && noOps[field.Name](h):
+		default:
+			names = append(names, field.Name)
+		}
+	}
+	return names
+}
+
+// empty reports whether a value is zero or a list or map of nothing.
+func empty(v reflect.Value) bool {
+	switch v.Kind() {
+	case reflect.Slice, reflect.Map:
+		return v.Len() == 0
+	default:
+		return v.IsZero()
+	}
+}
+
+// emptyEndpoint reports whether a network's settings ask for nothing.
+func emptyEndpoint(e apinetwork.EndpointSettings) bool {
+	v := reflect.ValueOf(e)
+	for i := range v.NumField() {
+		if !empty(v.Field(i)) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,195 @@
+package dockerapi
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/moby/moby/api/types/common"
+
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+// handlerFunc answers a request or returns the error to answer with.
+type handlerFunc func(w http.ResponseWriter, r *http.Request) error
+
+// errNotModified says that the container is already in the state asked for.
+var errNotModified = errors.New("not modified")
+
+// routes lists every route; {path...} is an image name with its verb, for
+// names contain slashes.
+func (s *Server) routes() map[string]handlerFunc {
+	return map[string]handlerFunc{
+		"GET /_ping":    s.ping, // HEAD too
+		"GET /version":  s.version,
+		"GET /info":     s.info,
+		"GET /events":   s.events,
+		"POST /grpc":    s.grpc,
+		"POST /session": s.session,
+
+		"GET /containers/json":          s.containerList,
+		"POST /containers/create":       s.containerCreate,
+		"POST /containers/prune":        s.containerPrune,
+		"GET /containers/{id}/json":     s.containerInspect,
+		"GET /containers/{id}/logs":     s.containerLogs,
+		"GET /containers/{id}/top":      s.containerTop,
+		"POST /containers/{id}/start":   s.containerStart,
+		"POST /containers/{id}/stop":    s.containerStop,
+		"POST /containers/{id}/restart": s.containerRestart,
+		"POST /containers/{id}/kill":    s.containerKill,
+		"POST /containers/{id}/pause":   s.containerPause,
+		"POST /containers/{id}/unpause": s.containerUnpause,
+		"POST /containers/{id}/wait":    s.containerWait,
+		"POST /containers/{id}/attach":  s.containerAttach,
+		"POST /containers/{id}/resize":  s.containerResize,
+		"POST /containers/{id}/exec":    s.execCreate,
+		"DELETE /containers/{id}":       s.containerRemove,
+
+		"POST /exec/{id}/start":  s.execStart,
+		"POST /exec/{id}/resize": s.execResize,
+		"GET /exec/{id}/json":    s.execInspect,
+
+		"GET /images/json":         s.imageList,
+		"GET /images/get":          s.imageSave,
+		"POST /images/load":        s.imageLoad,
+		"POST /images/create":      s.imagePull,
+		"GET /images/{path...}":    s.imageGet,
+		"POST /images/{path...}":   s.imagePost,
+		"DELETE /images/{path...}": s.imageRemove,
+	}
+}
+
+// handler serves the routes with and without the version prefix.
+func (s *Server) handler() http.Handler {
+	mux := http.NewServeMux()
+	for pattern, h := range s.routes() {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, h) })
+	}
+	missing := func(_ http.ResponseWriter, r *http.Request) error {
+		return fault.New(fault.NotFound, "Ferry does not serve %s %s", r.Method, r.URL.Path).
+			Hint("docs/reference/docker-api.md lists the routes of the Docker API that are served")
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, missing) })
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.work.Add(1)
+		defer s.work.Done()
+		w.Header().Set("Server", "Ferry/"+s.opt.Version+" (linux)")
+		w.Header().Set("Api-Version", maxAPIVersion)
+		w.Header().Set("Ostype", "linux")
+		if err := stripVersion(r); err != nil {
+			s.serve(w, r, func(http.ResponseWriter, *http.Request) error { return err })
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+var versionPrefix = regexp.MustCompile(`^/v(\d+)\.(\d+)(/.*)$`)
+
+// stripVersion takes /v1.NN off the path, or says that NN is not served.
+func stripVersion(r *http.Request) error {
+	m := versionPrefix.FindStringSubmatch(r.URL.Path)
+	if m == nil {
+		return nil
+	}
+	asked := m[1] + "." + m[2]
+	switch {
+	case versionLess(asked, minAPIVersion):
+		return fault.New(fault.Invalid, "client version %s is too old. Minimum supported API version is %s", asked, minAPIVersion)
+	case versionLess(maxAPIVersion, asked):
+		return fault.New(fault.Invalid, "client version %s is too new. Maximum supported API version is %s", asked, maxAPIVersion)
+	}
+	r.URL.Path, r.URL.RawPath = m[3], ""
+	return nil
+}
+
+// versionLess compares two versions MAJOR.MINOR of digits.
+func versionLess(a, b string) bool {
+	aMajor, aMinor, _ := strings.Cut(a, ".")
+	bMajor, bMinor, _ := strings.Cut(b, ".")
+	if aMajor != bMajor {
+		return atoi(aMajor) < atoi(bMajor)
+	}
+	return atoi(aMinor) < atoi(bMinor)
+}
+
+// atoi reads digits; a number too long for an int is larger than any version.
+func atoi(digits string) int {
+	n, err := strconv.Atoi(digits)
+	if err != nil {
+		return 1 << 30
+	}
+	return n
+}
+
+// answer notes whether the header was sent, after which an error can no longer be.
+type answer struct {
+	http.ResponseWriter
+	sent bool
+}
+
+func (a *answer) WriteHeader(status int) { a.sent = true; a.ResponseWriter.WriteHeader(status) }
+
+func (a *answer) Write(p []byte) (int, error) { a.sent = true; return a.ResponseWriter.Write(p) }
+
+// Unwrap lets http.ResponseController flush and hijack.
+func (a *answer) Unwrap() http.ResponseWriter { a.sent = true; return a.ResponseWriter }
+
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, h handlerFunc) {
+	a := &answer{ResponseWriter: w}
+	err := h(a, r)
+	switch {
+	case err == nil:
+	case errors.Is(err, errNotModified):
+		w.WriteHeader(http.StatusNotModified)
+	case r.Context().Err() != nil: // the client is gone, or the server stops
+	case a.sent:
+		s.opt.Log.Warn("request failed after its answer began", "method", r.Method, "path", r.URL.Path, "error", err)
+	default:
+		s.opt.Log.Debug("request failed", "method", r.Method, "path", r.URL.Path, "error", err)
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(fault.HTTPStatus(err))
+		json.NewEncoder(w).Encode(common.ErrorResponse{Message: message(err)})
+	}
+}
+
+// message is an error as clients show it. The hint follows on a line of its
+// own; the ferry command takes it off again, docker prints it as it is.
+func message(err error) string {
+	if hint := fault.HintOf(err); hint != "" {
+		return err.Error() + "\nhint: " + hint
+	}
+	return err.Error()
+}
+
+// writeJSON answers with v.
+func writeJSON(w http.ResponseWriter, status int, v any) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	return json.NewEncoder(w).Encode(v)
+}
+
+// readJSON decodes the request's body into v; an empty body leaves v as it is.
+func readJSON(r *http.Request, v any) error {
+	err := json.NewDecoder(io.LimitReader(r.Body, 16<<20)).Decode(v)
+	if err == nil || errors.Is(err, io.EOF) {
+		return nil
+	}
+	return fault.New(fault.Invalid, "request body: %w", err)
+}
+
+// flag reads a boolean query parameter as Docker does: anything but "", 0, no, false and none is true.
+func flag(r *http.Request, name string) bool {
+	switch strings.ToLower(strings.TrimSpace(param(r, name))) {
+	case "", "0", "no", "false", "none":
+		return false
+	}
+	return true
+}
+
+// param returns a query parameter. Unlike r.FormValue it never reads the body.
+func param(r *http.Request, name string) string { return r.URL.Query().Get(name) }

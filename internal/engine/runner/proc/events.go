@@ -46,6 +46,12 @@ func (s *server) events(conn *runner.Conn) {
 	w := &watcher{}
 	w.more = sync.NewCond(&w.mu)
 	s.mu.Lock()
+	select {
+	case <-s.closed: // it has closed the watchers there were, and waits for this call
+		s.mu.Unlock()
+		return
+	default:
+	}
 	for _, c := range s.containers {
 		if c == nil {
 			continue

@@ -25,6 +25,7 @@ const stopTime = 20 * time.Second
 
 const usage = `usage: ferryd [--ready-fd N]   run the platform until SIGTERM
        ferryd teardown         end containers and put the machine back, while ferryd does not run
+       ferryd changes          print what Ferry has changed on the machine, as JSON
        ferryd version
 `
 
@@ -46,6 +47,8 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		progress.end(err)
 	case "teardown":
 		err = teardown(ctx, stderr)
+	case "changes":
+		err = changes(stdout, stderr)
 	case "version":
 		fmt.Fprintln(stdout, "ferryd", Version)
 	default:

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/ferryos/ferry/internal/config"
+	"github.com/ferryos/ferry/internal/dockerapi"
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/engine/cri"
 	"github.com/ferryos/ferry/internal/engine/network"
@@ -47,7 +48,9 @@ func newParts(cfg config.Config, log *slog.Logger, progress *progress) (*parts, 
 		lifecycle.Func{Label: "bundled images", OnStart: func(ctx context.Context) error {
 			return p.store.LoadBundled(ctx, filepath.Join(cfg.LibexecDir, "images"))
 		}},
-		runtime,
+		dockerapi.New(dockerapi.Options{Engine: p.engine, Socket: cfg.DockerSocket(), LogDir: filepath.Join(cfg.DataDir, "container-logs"),
+			Root: cfg.DataDir, Version: Version, Log: log}),
+		runtime, cri.NewSocket(runtime, cfg.CRISocket(), log),
 		p.cluster,
 	)
 	return p, nil

@@ -1,0 +1,57 @@
+# Ferry. `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := build
+
+GO      ?= go
+BIN     := bin
+PREFIX  ?= /usr/local
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0-dev)
+
+# The version that the API server, kubectl and the node report.
+KUBE        := $(shell sed -n 's/^\tk8s.io\/kubernetes v//p' go.mod)
+KUBE_MINOR  := $(word 2,$(subst ., ,$(KUBE)))
+KUBE_FLAGS  := $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version,\
+	-X $(p).gitVersion=v$(KUBE) -X $(p).gitMajor=1 -X $(p).gitMinor=$(KUBE_MINOR) -X $(p).gitTreeState=clean)
+FERRY_FLAGS := -s -w -X github.com/ferryos/ferry/internal/app.Version=$(VERSION) -X github.com/ferryos/ferry/internal/cli.Version=$(VERSION)
+
+# The wraps are those of internal/engine/runner/proc/filter.c.
+RUNNER_TAGS  := seccomp netgo osusergo
+RUNNER_FLAGS := -s -w -linkmode external -extldflags "-static \
+-Wl,--wrap=seccomp_rule_add_array,--wrap=seccomp_rule_add_exact_array,--wrap=seccomp_export_bpf"
+
+# Packages whose tests also run under the race detector: light ones with goroutines.
+RACE := ./internal/lifecycle ./internal/term ./internal/engine/crilog ./internal/engine/runner
+
+.PHONY: help build deps test lint unit race clean install
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+build: deps ## build everything into bin/
+	@mkdir -p $(BIN)/images
+	CGO_ENABLED=1 $(GO) build -tags '$(RUNNER_TAGS)' -ldflags '$(RUNNER_FLAGS)' -o $(BIN)/ferry-runner ./cmd/ferry-runner
+	$(GO) build -ldflags '$(FERRY_FLAGS) $(KUBE_FLAGS)' -o $(BIN)/ferryd ./cmd/ferryd
+	$(GO) build -ldflags '$(FERRY_FLAGS)' -o $(BIN)/ferry ./cmd/ferry
+
+deps: ## install the system packages that are missing (apt, as root)
+	@scripts/deps
+
+test: deps lint unit race ## lint and all tests; end-to-end ones need root
+
+lint: ## formatting and go vet
+	@files=$$(git ls-files '*.go' | xargs gofmt -l); test -z "$$files" || { echo "not formatted: $$files"; exit 1; }
+	$(GO) vet ./cmd/... ./internal/... ./runtimes/...
+
+unit: ## all tests
+	$(GO) test -p 2 -timeout 20m ./cmd/... ./internal/... ./runtimes/...
+
+race: ## the tests of light packages under the race detector
+	$(GO) test -race -timeout 10m $(RACE)
+
+install: build ## install below PREFIX
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/ferry/images
+	install -m 755 $(BIN)/ferry $(DESTDIR)$(PREFIX)/bin/
+	install -m 755 $(BIN)/ferryd $(BIN)/ferry-runner $(DESTDIR)$(PREFIX)/libexec/ferry/
+
+clean: ## remove what was built
+	rm -rf $(BIN)

@@ -1,0 +1,215 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/ferryos/ferry/internal/config"
+	"github.com/ferryos/ferry/internal/kube/kubeconfig"
+	"github.com/ferryos/ferry/internal/term"
+)
+
+// check is one finding of `ferry doctor`.
+type check struct {
+	Code   string `json:"code"`
+	State  string `json:"state"` // ok, warning or error
+	Text   string `json:"text"`
+	Remedy string `json:"remedy,omitempty"`
+}
+
+// change is one thing on the machine that Ferry changed, as ferryd tells.
+type change struct {
+	Kind string `json:"kind"`
+	Name string `json:"name"`
+	Old  string `json:"old,omitempty"`
+	New  string `json:"new,omitempty"`
+}
+
+type diagnosis struct {
+	Checks  []check  `json:"checks"`
+	Changes []change `json:"changes"`
+}
+
+func (e *env) doctorCommand() *cobra.Command {
+	var output outputFlag
+	cmd := &cobra.Command{
+		Use: "doctor", Short: "Check the machine, and list what Ferry has changed on it", Args: noArgs,
+		Long:    "Exits with 1 if something that Ferry needs is missing.",
+		Example: "  ferry doctor\n  ferry doctor -o json",
+		RunE: interruptible(func(ctx context.Context, _ []string) error {
+			cfg, err := e.config()
+			if err != nil {
+				return err
+			}
+			d := diagnosis{Checks: e.examine(ctx, cfg), Changes: e.changes(ctx, cfg)}
+			if err := output.show(e.term, d, func() error { return e.showDiagnosis(d) }); err != nil {
+				return err
+			}
+			for _, c := range d.Checks {
+				if c.State == "error" {
+					return exitError{1}
+				}
+			}
+			return nil
+		}),
+	}
+	output.addFlags(cmd)
+	return cmd
+}
+
+func (e *env) showDiagnosis(d diagnosis) error {
+	marks := map[string]string{"ok": e.term.Paint(term.Green, "✓"), "warning": e.term.Paint(term.Yellow, "!"), "error": e.term.Paint(term.Red, "✗")}
+	for _, c := range d.Checks {
+		e.term.Printf("%s %-12s %s\n", marks[c.State], c.Code, c.Text)
+		if c.Remedy != "" {
+			e.term.Printf("  %-12s → %s\n", "", c.Remedy)
+		}
+	}
+	if len(d.Changes) == 0 {
+		e.term.Printf("\nFerry has changed nothing on this machine.\n")
+		return nil
+	}
+	e.term.Printf("\nChanged on this machine, and put back by `ferry down`:\n")
+	var rows [][]string
+	for _, c := range d.Changes {
+		value := ""
+		if c.New != "" {
+			value = c.Old + " → " + c.New
+		}
+		rows = append(rows, []string{"  " + c.Kind, c.Name, value})
+	}
+	return e.term.Rows(nil, rows)
+}
+
+// changes asks the daemon's program, which keeps account of them, and adds the context.
+func (e *env) changes(ctx context.Context, cfg config.Config) []change {
+	list := []change{}
+	out, err := exec.CommandContext(ctx, filepath.Join(cfg.LibexecDir, "ferryd"), "changes").Output()
+	if err != nil || json.Unmarshal(out, &list) != nil {
+		e.term.Notef("warning: the list of changes cannot be read: %v", err)
+	}
+	if path, err := kubeconfig.Path(e.getenv); err == nil && kubeconfig.Has(path, cfg.API.Context) {
+		list = append(list, change{Kind: "kubeconfig", Name: "context " + cfg.API.Context + " in " + path})
+	}
+	return list
+}
+
+// minFree is how much room the data directory should have: a few images.
+const minFree = 2 << 30
+
+// examine checks what Ferry needs of the machine.
+func (e *env) examine(ctx context.Context, cfg config.Config) []check {
+	pid, _ := daemonPID(cfg)
+	checks := []check{
+		verdict("root", os.Geteuid() == 0, "runs as root", "ferry's platform commands need root", "run them with sudo"),
+		checkCgroups(),
+		checkFilesystem("overlay", "overlayfs"),
+		checkProgram("nft", "nftables"),
+		checkSeccomp(), checkDisk(cfg),
+	}
+	for _, name := range []string{"ferryd", "ferry-runner"} {
+		_, err := os.Stat(filepath.Join(cfg.LibexecDir, name))
+		checks = append(checks, verdict(name, err == nil, "is installed in "+cfg.LibexecDir, fmt.Sprint(err), "install it beside ferry, or set libexecDir"))
+	}
+	if pid != 0 {
+		ready, why := e.nodeReady(ctx, cfg)
+		return append(checks, verdict("node", ready, "is ready", why, "see "+cfg.LogFile()))
+	}
+	for field, port := range map[string]int{"api.port": cfg.API.Port, "registry.port": cfg.Registry.Port} {
+		checks = append(checks, checkPort(field, port))
+	}
+	return append(checks, check{"daemon", "warning", "Ferry is not running", "start it with `ferry up`"})
+}
+
+func verdict(code string, ok bool, good, bad, remedy string) check {
+	if ok {
+		return check{Code: code, State: "ok", Text: good}
+	}
+	return check{code, "error", bad, remedy}
+}
+
+// neededControllers are the cgroup controllers without which limits mean nothing.
+var neededControllers = []string{"cpu", "memory", "pids", "devices", "freezer"}
+
+func checkCgroups() check {
+	var fs unix.Statfs_t
+	if unix.Statfs("/sys/fs/cgroup", &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC {
+		data, _ := os.ReadFile("/sys/fs/cgroup/cgroup.controllers")
+		return missingControllers("v2", func(name string) bool {
+			// devices and freezer are part of v2 itself
+			return name == "devices" || name == "freezer" || strings.Contains(" "+strings.TrimSpace(string(data))+" ", " "+name+" ")
+		})
+	}
+	return missingControllers("v1", func(name string) bool {
+		_, err := os.Stat(filepath.Join("/sys/fs/cgroup", name))
+		return err == nil
+	})
+}
+
+func missingControllers(version string, have func(string) bool) check {
+	var missing []string
+	for _, name := range neededControllers {
+		if !have(name) {
+			missing = append(missing, name)
+		}
+	}
+	return verdict("cgroups", len(missing) == 0, version+" with all controllers needed",
+		version+" without "+strings.Join(missing, ", "), "mount the controllers below /sys/fs/cgroup, or boot with systemd.unified_cgroup_hierarchy=1")
+}
+
+func checkFilesystem(name, title string) check {
+	data, err := os.ReadFile("/proc/filesystems")
+	known := err == nil && strings.Contains(string(data), "\t"+name+"\n")
+	if !known { // a module that is loaded on demand
+		known = exec.Command("modprobe", "-n", name).Run() == nil
+	}
+	return verdict(title, known, "is there", "the kernel has no "+title, "use a kernel with "+title)
+}
+
+func checkProgram(name, pkg string) check {
+	_, err := exec.LookPath(name)
+	if err != nil {
+		_, err = os.Stat("/usr/sbin/" + name)
+	}
+	return verdict(pkg, err == nil, name+" is installed", name+" is missing; Services need it", "apt-get install "+pkg)
+}
+
+func checkSeccomp() check {
+	data, err := os.ReadFile("/proc/sys/kernel/seccomp/actions_avail")
+	return verdict("seccomp", err == nil && strings.Contains(string(data), "errno"), "is there", "the kernel has no seccomp filters", "use a kernel with CONFIG_SECCOMP_FILTER")
+}
+
+func checkDisk(cfg config.Config) check {
+	dir := cfg.DataDir
+	var fs unix.Statfs_t
+	for unix.Statfs(dir, &fs) != nil {
+		if parent := filepath.Dir(dir); parent != dir {
+			dir = parent
+			continue
+		}
+		return check{"disk", "error", "the room for " + cfg.DataDir + " cannot be told", "set dataDir in the configuration"}
+	}
+	free := fs.Bavail * uint64(fs.Bsize)
+	return verdict("disk", free >= minFree, fmt.Sprintf("%.1f GB free for %s", float64(free)/1e9, cfg.DataDir),
+		fmt.Sprintf("only %.1f GB free for %s", float64(free)/1e9, cfg.DataDir), "make room, or set dataDir in the configuration")
+}
+
+func checkPort(field string, port int) check {
+	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	if err == nil {
+		l.Close()
+	}
+	return verdict(field, !errors.Is(err, unix.EADDRINUSE), fmt.Sprintf("%d is free", port), fmt.Sprintf("port %d is taken", port),
+		"end what uses it (`ss -ltnp`), or set "+field+" in the configuration")
+}

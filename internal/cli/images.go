@@ -1,0 +1,239 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/moby/moby/client"
+	"github.com/spf13/cobra"
+
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+func (e *env) imagesCommand() *cobra.Command {
+	var output outputFlag
+	cmd := &cobra.Command{
+		Use: "images", Short: "List images", Args: noArgs,
+		Example: "  ferry images\n  ferry images -o json",
+		RunE: interruptible(func(ctx context.Context, _ []string) error {
+			return e.withDocker(func(c *client.Client) error {
+				list, err := c.ImageList(ctx, client.ImageListOptions{})
+				if err != nil {
+					return err
+				}
+				return output.show(e.term, list.Items, func() error {
+					var rows [][]string
+					for _, img := range list.Items {
+						tags := img.RepoTags
+						if len(tags) == 0 {
+							tags = []string{"<none>"}
+						}
+						for _, tag := range tags {
+							rows = append(rows, []string{tag, shortID(img.ID), age(time.Unix(img.Created, 0)), units.HumanSize(float64(img.Size))})
+						}
+					}
+					return e.term.Rows([]string{"NAME", "ID", "AGE", "SIZE"}, rows)
+				})
+			})
+		}),
+	}
+	output.addFlags(cmd)
+	return cmd
+}
+
+func (e *env) tagCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "tag IMAGE NAME", Short: "Give an image another name", Example: "  ferry tag digits:v1 localhost:5000/digits:v1",
+		Args: exactly(2, "IMAGE or NAME"), ValidArgsFunction: e.completeImages(false),
+		RunE: interruptible(func(ctx context.Context, args []string) error {
+			return e.withDocker(func(c *client.Client) error {
+				_, err := c.ImageTag(ctx, client.ImageTagOptions{Source: args[0], Target: args[1]})
+				return err
+			})
+		}),
+	}
+}
+
+func (e *env) rmiCommand() *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use: "rmi IMAGE…", Short: "Remove images", Example: "  ferry rmi digits:v1",
+		Args: atLeast(1, "IMAGE"), ValidArgsFunction: e.completeImages(true),
+		RunE: interruptible(func(ctx context.Context, args []string) error {
+			return e.withDocker(func(c *client.Client) error {
+				return e.each(args, func(name string) error {
+					res, err := c.ImageRemove(ctx, name, client.ImageRemoveOptions{Force: force})
+					for _, item := range res.Items {
+						if item.Untagged != "" {
+							e.term.Printf("untagged %s\n", item.Untagged)
+						} else {
+							e.term.Printf("deleted %s\n", item.Deleted)
+						}
+					}
+					return err
+				})
+			})
+		}),
+	}
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "also with several names, or used by a stopped container")
+	return cmd
+}
+
+func (e *env) pullCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "pull IMAGE", Short: "Fetch an image from a registry", Example: "  ferry pull localhost:5000/digits:v1",
+		Args: exactly(1, "IMAGE"),
+		RunE: interruptible(func(ctx context.Context, args []string) error {
+			return e.withDocker(func(c *client.Client) error { return e.pull(ctx, c, args[0], false) })
+		}),
+	}
+}
+
+// pull fetches an image and shows the registry's answer on standard error, or
+// on standard output if it is what was asked for.
+func (e *env) pull(ctx context.Context, c *client.Client, name string, beside bool) error {
+	res, err := c.ImagePull(ctx, name, client.ImagePullOptions{})
+	if err != nil {
+		return err
+	}
+	defer res.Close()
+	for msg, err := range res.JSONMessages(ctx) {
+		switch {
+		case err != nil:
+			return err
+		case msg.Error != nil:
+			return msg.Error
+		case beside:
+			e.term.Notef("%s", msg.Status)
+		default:
+			e.term.Printf("%s\n", msg.Status)
+		}
+	}
+	return nil
+}
+
+func (e *env) pushCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "push IMAGE", Short: "Send an image to the registry in its name", Example: "  ferry push localhost:5000/digits:v1",
+		Args: exactly(1, "IMAGE"), ValidArgsFunction: e.completeImages(false),
+		RunE: interruptible(func(ctx context.Context, args []string) error {
+			return e.withDocker(func(c *client.Client) error {
+				// The daemon knows its own registry's credential; the client's is empty.
+				res, err := c.ImagePush(ctx, args[0], client.ImagePushOptions{RegistryAuth: "e30="})
+				if err != nil {
+					return err
+				}
+				defer res.Close()
+				for msg, err := range res.JSONMessages(ctx) {
+					switch {
+					case err != nil:
+						return err
+					case msg.Error != nil:
+						return msg.Error
+					}
+					e.term.Printf("%s\n", msg.Status)
+				}
+				return nil
+			})
+		}),
+	}
+}
+
+func (e *env) loadCommand() *cobra.Command {
+	var input string
+	cmd := &cobra.Command{
+		Use: "load", Short: "Load images from an archive", Args: noArgs,
+		Example: "  ferry load -i app.tar\n  ferry load < app.tar",
+		RunE: interruptible(func(ctx context.Context, _ []string) error {
+			in := e.term.In
+			if input != "" {
+				f, err := os.Open(input)
+				if err != nil {
+					return fault.New(fault.NotFound, "load: %w", err)
+				}
+				defer f.Close()
+				in = f
+			} else if e.term.InputFile() != nil {
+				return fault.New(fault.Invalid, "load: standard input is a terminal").Hint("name the archive with -i FILE")
+			}
+			return e.withDocker(func(c *client.Client) error {
+				res, err := c.ImageLoad(ctx, bufio.NewReader(in))
+				if err != nil {
+					return err
+				}
+				defer res.Close()
+				return e.printMessages(res)
+			})
+		}),
+	}
+	cmd.Flags().StringVarP(&input, "input", "i", "", "read from `file`")
+	return cmd
+}
+
+func (e *env) saveCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use: "save IMAGE…", Short: "Write images to an archive", Args: atLeast(1, "IMAGE"),
+		Example: "  ferry save -o app.tar app:v1", ValidArgsFunction: e.completeImages(true),
+		RunE: interruptible(func(ctx context.Context, args []string) error {
+			if output == "" && e.term.OutputFile() != nil {
+				return fault.New(fault.Invalid, "save: an archive does not belong on a terminal").Hint("name a file with -o FILE")
+			}
+			return e.withDocker(func(c *client.Client) error {
+				res, err := c.ImageSave(ctx, args)
+				if err != nil {
+					return err
+				}
+				defer res.Close()
+				if output == "" {
+					_, err = io.Copy(e.term.Out, res)
+					return err
+				}
+				return writeWhole(output, res)
+			})
+		}),
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "", "write to `file`")
+	return cmd
+}
+
+// writeWhole writes a file that is there as a whole or not at all.
+func writeWhole(path string, in io.Reader) error {
+	f, err := os.Create(path + ".partial")
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, in)
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
+
+// printMessages prints the stream of progress that some requests answer with.
+func (e *env) printMessages(in io.Reader) error {
+	lines := bufio.NewScanner(in)
+	for lines.Scan() {
+		var msg struct {
+			Stream      string                    `json:"stream"`
+			ErrorDetail *struct{ Message string } `json:"errorDetail"`
+		}
+		if err := decodeJSON(lines.Bytes(), &msg); err != nil {
+			return err
+		}
+		if msg.ErrorDetail != nil {
+			return fault.New(fault.Internal, "%s", msg.ErrorDetail.Message)
+		}
+		e.term.Printf("%s\n", strings.TrimSpace(msg.Stream))
+	}
+	return lines.Err()
+}

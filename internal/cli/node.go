@@ -1,0 +1,285 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/ferryos/ferry/internal/config"
+	"github.com/ferryos/ferry/internal/fault"
+	"github.com/ferryos/ferry/internal/kube/kubeconfig"
+)
+
+// downTime is how long the daemon gets to end in order.
+const downTime = 40 * time.Second
+
+// needRoot refuses what only root can do, before anything is begun.
+func needRoot(what string) error {
+	if os.Geteuid() != 0 {
+		return fault.New(fault.Denied, "%s must run as root", what).Hint("run it with sudo")
+	}
+	return nil
+}
+
+// daemonPID returns the process id of the running daemon; 0 if none runs. The
+// daemon holds a lock as long as it lives, so a stale file tells nothing.
+func daemonPID(cfg config.Config) (int, error) {
+	f, err := os.Open(filepath.Join(cfg.RunDir, "ferryd.lock"))
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	if err == nil {
+		return 0, nil
+	}
+	if !errors.Is(err, unix.EWOULDBLOCK) {
+		return 0, err
+	}
+	for range 100 { // the lock comes before the file
+		data, err := os.ReadFile(cfg.PIDFile())
+		if pid, convErr := strconv.Atoi(strings.TrimSpace(string(data))); err == nil && convErr == nil {
+			return pid, nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return 0, fault.New(fault.Internal, "ferryd runs, but %s does not tell its process id", cfg.PIDFile())
+}
+
+func (e *env) upCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "up", Short: "Start the platform and wait until it is ready", Args: noArgs,
+		Long: "Starts ferryd in the background, shows its progress, and returns when pods and containers can be run.\n" +
+			"Adds the context of its cluster to your kubeconfig. Where Ferry runs already, nothing changes.",
+		Example: "  ferry up",
+		RunE:    interruptible(func(ctx context.Context, _ []string) error { return e.runUp(ctx) }),
+	}
+}
+
+func (e *env) runUp(ctx context.Context) error {
+	cfg, err := e.config()
+	if err != nil {
+		return err
+	}
+	if err := needRoot("ferry up"); err != nil {
+		return err
+	}
+	pid, err := daemonPID(cfg)
+	if err != nil {
+		return err
+	}
+	if pid != 0 {
+		if err := e.waitReady(ctx, cfg); err != nil {
+			return err
+		}
+		e.term.Notef("Ferry is up already (process %d)", pid)
+	} else if err := e.launch(ctx, cfg); err != nil {
+		return err
+	}
+	path, err := kubeconfig.Path(e.getenv)
+	if err != nil {
+		return err
+	}
+	if err := kubeconfig.Merge(path, cfg.API.Context, cfg.AdminKubeconfig()); err != nil {
+		return err
+	}
+	e.term.Notef("kubectl --context %s and ferry are ready to use", cfg.API.Context)
+	return nil
+}
+
+// launch starts the daemon and follows its progress until it is ready.
+func (e *env) launch(ctx context.Context, cfg config.Config) error {
+	binary := filepath.Join(cfg.LibexecDir, "ferryd")
+	if _, err := os.Stat(binary); err != nil {
+		return fault.New(fault.Unavailable, "the daemon is missing: %w", err).Hint("install ferryd beside ferry, or set libexecDir in the configuration")
+	}
+	if err := os.MkdirAll(filepath.Dir(cfg.LogFile()), 0o711); err != nil {
+		return fault.New(fault.Unavailable, "%w", err).Hint("make room, or set dataDir in the configuration")
+	}
+	log, err := os.OpenFile(cfg.LogFile(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
+	if err != nil {
+		return fault.New(fault.Unavailable, "%w", err).Hint("make room, or set dataDir in the configuration")
+	}
+	defer log.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	cmd := exec.Command(binary, "--ready-fd", "3")
+	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = "/", log, log, []*os.File{w}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		return fault.New(fault.Unavailable, "start ferryd: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { cmd.Process.Signal(syscall.SIGTERM) })
+	defer stop()
+	if err := e.follow(r, cfg); err != nil {
+		cmd.Wait()
+		return err
+	}
+	return cmd.Process.Release()
+}
+
+// startPhase is a line of the daemon's progress, see docs/reference/ready-fd.md.
+type startPhase struct {
+	Phase, State, Error, Hint string
+	TookMs                    int64
+}
+
+// follow shows the daemon's progress until it is ready or has failed.
+func (e *env) follow(r *os.File, cfg config.Config) error {
+	progress := e.term.Progress()
+	defer progress.Close()
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		var p startPhase
+		if err := json.Unmarshal(lines.Bytes(), &p); err != nil {
+			return fmt.Errorf("ferryd's progress: %w", err)
+		}
+		took := (time.Duration(p.TookMs) * time.Millisecond).String()
+		switch {
+		case p.State == "failed":
+			return fault.New(fault.Unavailable, "%s", p.Error).Hint("%s", orElse(p.Hint, "see "+cfg.LogFile()))
+		case p.State == "starting":
+			progress.Start(p.Phase)
+		case p.Phase == "ready":
+			progress.Done(p.Phase, took)
+			return nil
+		default:
+			progress.Done(p.Phase, took)
+		}
+	}
+	return fault.New(fault.Unavailable, "ferryd ended while it started").Hint("see %s", cfg.LogFile())
+}
+
+func orElse(s, other string) string {
+	if s != "" {
+		return s
+	}
+	return other
+}
+
+// waitReady waits for a daemon that somebody else has started.
+func (e *env) waitReady(ctx context.Context, cfg config.Config) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	for {
+		ready, why := e.nodeReady(ctx, cfg)
+		if ready {
+			return nil
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return fault.New(fault.Unavailable, "Ferry runs but is not ready: %s", why).Hint("see %s and `ferry doctor`", cfg.LogFile())
+		}
+	}
+}
+
+// nodeReady asks the cluster whether its node is ready, and else says why not.
+func (e *env) nodeReady(ctx context.Context, cfg config.Config) (bool, string) {
+	k, err := e.kube()
+	if err != nil {
+		return false, err.Error()
+	}
+	var node struct {
+		Status struct {
+			Conditions []struct{ Type, Status, Message string }
+		}
+	}
+	if err := k.getJSON(ctx, "/api/v1/nodes/"+cfg.NodeName, nil, &node); err != nil {
+		return false, err.Error()
+	}
+	for _, c := range node.Status.Conditions {
+		if c.Type == "Ready" {
+			return c.Status == "True", c.Message
+		}
+	}
+	return false, "the node has not reported yet"
+}
+
+func (e *env) downCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "down", Short: "Stop the platform and put the machine back", Args: noArgs,
+		Long: "Stops ferryd, all pods and containers, and undoes what Ferry changed on the machine: bridge, firewall\n" +
+			"tables, kernel settings, the context in your kubeconfig. Images, volumes, stopped containers and the\n" +
+			"cluster's objects are kept: `ferry up` brings them back.",
+		Example: "  ferry down",
+		RunE:    interruptible(func(ctx context.Context, _ []string) error { return e.runDown(ctx) }),
+	}
+}
+
+func (e *env) runDown(ctx context.Context) error {
+	cfg, err := e.config()
+	if err != nil {
+		return err
+	}
+	if err := needRoot("ferry down"); err != nil {
+		return err
+	}
+	progress := e.term.Progress()
+	defer progress.Close()
+	begin := time.Now()
+	progress.Start("daemon")
+	pid, err := daemonPID(cfg)
+	if err != nil {
+		return err
+	}
+	if pid != 0 {
+		if err := endDaemon(ctx, cfg, pid); err != nil {
+			return err
+		}
+	}
+	progress.Done("daemon", time.Since(begin).Round(time.Millisecond).String())
+	begin = time.Now()
+	progress.Start("containers and network")
+	out, err := exec.CommandContext(ctx, filepath.Join(cfg.LibexecDir, "ferryd"), "teardown").CombinedOutput()
+	if err != nil {
+		text, hint, _ := strings.Cut(strings.TrimSpace(string(out)), "\nhint: ")
+		return fault.New(fault.Internal, "put the machine back: %s", strings.TrimPrefix(text, "error: ")).Hint("%s", orElse(hint, "run `ferry down` again; `ferry doctor` lists what is left"))
+	}
+	progress.Done("containers and network", time.Since(begin).Round(time.Millisecond).String())
+	path, err := kubeconfig.Path(e.getenv)
+	if err != nil {
+		return err
+	}
+	return kubeconfig.Remove(path, cfg.API.Context)
+}
+
+// endDaemon asks the daemon to end and waits until it has.
+func endDaemon(ctx context.Context, cfg config.Config, pid int) error {
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("end ferryd: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, downTime)
+	defer cancel()
+	for {
+		now, err := daemonPID(cfg)
+		if err != nil || now == 0 {
+			return err
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return fault.New(fault.Unavailable, "ferryd (process %d) has not ended after %v", pid, downTime).Hint("see %s; `kill -9 %d` loses nothing, then `ferry down` again", cfg.LogFile(), pid)
+		}
+	}
+}

@@ -93,7 +93,9 @@ func normalizeCaps(in []string) (names []string, all bool, err error) {
 }
 
 // baseMounts are the file systems every container has. Host IPC shares the
-// host's /dev/mqueue and /dev/shm; shm is otherwise the pod's.
+// host's /dev/shm; shm is otherwise the pod's. A new mount of mqueue shows the
+// queues of the container's IPC namespace, so the host's where it has that; the
+// host need not have it mounted itself.
 func baseMounts(privileged, hostIPC bool, shm string) []specs.Mount {
 	sys := "ro"
 	if privileged {
@@ -107,9 +109,7 @@ func baseMounts(privileged, hostIPC bool, shm string) []specs.Mount {
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", sys}},
 	}
 	if hostIPC {
-		return append(mounts,
-			specs.Mount{Destination: "/dev/mqueue", Type: "bind", Source: "/dev/mqueue", Options: []string{"rbind", "nosuid", "noexec", "nodev"}},
-			specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/dev/shm", Options: []string{"rbind", "nosuid", "noexec", "nodev"}})
+		shm = "/dev/shm"
 	}
 	return append(mounts,
 		specs.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},

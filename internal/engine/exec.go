@@ -277,7 +277,13 @@ func (e *Engine) PortForward(ctx context.Context, podID string, port int, conn i
 	if pod.Spec.Network == ModeNone {
 		return fault.New(fault.Unsupported, "pod %s has no network", pod.ID)
 	}
-	remote, err := e.opt.Network.DialPod(ctx, pod.NetnsPath, "tcp", net.JoinHostPort("localhost", strconv.Itoa(port)))
+	addr := net.JoinHostPort("localhost", strconv.Itoa(port))
+	var remote net.Conn
+	if pod.Spec.Network == ModeHost {
+		remote, err = (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	} else {
+		remote, err = e.opt.Network.DialPod(ctx, pod.NetnsPath, "tcp", addr)
+	}
 	if err != nil {
 		return fmt.Errorf("forward to port %d of pod %s: %w", port, pod.ID, err)
 	}

@@ -1,6 +1,7 @@
 package cri
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -120,7 +121,9 @@ func (s *Service) containerStatus(ctx context.Context, c engine.Container) *runt
 		Image: &runtimeapi.ImageSpec{Image: c.Spec.Image}, ImageRef: c.ImageID, ImageId: c.ImageID, Reason: c.Reason, Message: c.Message,
 		Labels: c.Spec.Labels, Annotations: c.Spec.Annotations, LogPath: c.LogPath, Resources: resourcesOf(c.Spec.Resources),
 	}
+	stop := c.Spec.StopSignal
 	if img, err := s.opt.Engine.Images().Image(ctx, c.ImageID); err == nil {
+		stop = cmp.Or(stop, img.Config.StopSignal)
 		if names := img.RepoTags(); len(names) > 0 {
 			st.Image.Image = names[0]
 		}
@@ -128,6 +131,7 @@ func (s *Service) containerStatus(ctx context.Context, c engine.Container) *runt
 			st.ImageRef = digests[0]
 		}
 	}
+	st.StopSignal = signalOf(cmp.Or(stop, "SIGTERM"))
 	for _, m := range c.Spec.Mounts {
 		st.Mounts = append(st.Mounts, mountOf(m))
 	}

@@ -25,9 +25,7 @@ func containerSpec(c *runtimeapi.ContainerConfig) (engine.ContainerSpec, error) 
 		Name: c.Metadata.Name, Attempt: c.Metadata.Attempt, Image: c.Image.Image, Labels: c.Labels, Annotations: c.Annotations,
 		Command: c.Command, Args: c.Args, WorkingDir: c.WorkingDir, LogPath: c.LogPath, TTY: c.Tty, Stdin: c.Stdin, StdinOnce: c.StdinOnce,
 	}
-	if c.StopSignal != runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT {
-		spec.StopSignal = c.StopSignal.String()
-	}
+	spec.StopSignal = signalName(c.StopSignal)
 	for _, kv := range c.Envs {
 		spec.Env = append(spec.Env, kv.Key+"="+string(kv.Value))
 	}
@@ -58,6 +56,23 @@ func containerSpec(c *runtimeapi.ContainerConfig) (engine.ContainerSpec, error) 
 	}
 	return spec, nil
 }
+
+// signalName is the signal's name as in signal(7); "" is the image's, or the default.
+func signalName(s runtimeapi.Signal) string {
+	name, given := strings.CutPrefix(s.String(), signalPrefix)
+	if !given || s == 0 {
+		return ""
+	}
+	return strings.NewReplacer("PLUS", "+", "MINUS", "-").Replace(name)
+}
+
+// signalOf is signalName the other way round; what has no name here is the default.
+func signalOf(name string) runtimeapi.Signal {
+	name = strings.NewReplacer("+", "PLUS", "-", "MINUS").Replace(strings.ToUpper(name))
+	return runtimeapi.Signal(runtimeapi.Signal_value[signalPrefix+"SIG"+strings.TrimPrefix(name, "SIG")])
+}
+
+const signalPrefix = "SIGNAL_"
 
 var propagation = map[runtimeapi.MountPropagation]string{
 	runtimeapi.MountPropagation_PROPAGATION_PRIVATE:           "rprivate",

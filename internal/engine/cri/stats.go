@@ -2,7 +2,12 @@ package cri
 
 import (
 	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -80,10 +85,71 @@ func (s *Service) podStats(ctx context.Context, p engine.Pod) (*runtimeapi.PodSa
 		memory.UsageBytes.Value += c.Memory.UsageBytes.Value
 		memory.RssBytes.Value += c.Memory.RssBytes.Value
 	}
+	linux := &runtimeapi.LinuxPodSandboxStats{Cpu: cpu, Memory: memory, Containers: list}
+	if err := s.podExtras(ctx, p, linux); err != nil {
+		return nil, err
+	}
 	return &runtimeapi.PodSandboxStats{
 		Attributes: &runtimeapi.PodSandboxAttributes{Id: p.ID, Metadata: podMetadata(p), Labels: p.Spec.Labels, Annotations: p.Spec.Annotations},
-		Linux:      &runtimeapi.LinuxPodSandboxStats{Cpu: cpu, Memory: memory, Containers: list},
+		Linux:      linux,
 	}, nil
+}
+
+// podExtras adds what a pod has beyond its containers' sum: the count of
+// processes, and its network's counters, read through any of them.
+func (s *Service) podExtras(ctx context.Context, p engine.Pod, out *runtimeapi.LinuxPodSandboxStats) error {
+	now := time.Now().UnixNano()
+	processes := &runtimeapi.UInt64Value{}
+	out.Process = &runtimeapi.ProcessUsage{Timestamp: now, ProcessCount: processes}
+	for _, c := range s.opt.Engine.Containers(ctx, engine.OwnerCRI) {
+		if c.PodID != p.ID || c.PID == 0 {
+			continue
+		}
+		// One that ends meanwhile has nothing to add.
+		if pids, err := s.opt.Engine.Processes(ctx, c.ID); err == nil {
+			processes.Value += uint64(len(pids))
+		}
+		if out.Network != nil || p.Spec.Network == engine.ModeHost {
+			continue
+		}
+		table, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(c.PID), "net/dev"))
+		if err != nil {
+			continue
+		}
+		if out.Network, err = networkUsage(string(table)); err != nil {
+			return asStatus(err)
+		}
+		out.Network.Timestamp = now
+	}
+	return nil
+}
+
+// networkUsage reads /proc/PID/net/dev; loopback is nobody's traffic.
+func networkUsage(table string) (*runtimeapi.NetworkUsage, error) {
+	// Name: bytes packets errs drop fifo frame compressed multicast, then the same as sent.
+	const received, receiveErrors, sent, sendErrors = 0, 2, 8, 10
+	out := &runtimeapi.NetworkUsage{}
+	for line := range strings.Lines(table) {
+		name, counters, found := strings.Cut(line, ":")
+		name = strings.TrimSpace(name)
+		fields := strings.Fields(counters)
+		if !found || name == "lo" || len(fields) <= sendErrors {
+			continue
+		}
+		usage := &runtimeapi.NetworkInterfaceUsage{Name: name, RxBytes: &runtimeapi.UInt64Value{}, RxErrors: &runtimeapi.UInt64Value{},
+			TxBytes: &runtimeapi.UInt64Value{}, TxErrors: &runtimeapi.UInt64Value{}}
+		for i, to := range map[int]*runtimeapi.UInt64Value{received: usage.RxBytes, receiveErrors: usage.RxErrors, sent: usage.TxBytes, sendErrors: usage.TxErrors} {
+			var err error
+			if to.Value, err = strconv.ParseUint(fields[i], 10, 64); err != nil {
+				return nil, fmt.Errorf("counters of %s: %w", name, err)
+			}
+		}
+		out.Interfaces = append(out.Interfaces, usage)
+		if name == "eth0" {
+			out.DefaultInterface = usage
+		}
+	}
+	return out, nil
 }
 
 // ListPodSandboxStats returns the usage of the ready pods that a filter lets through.

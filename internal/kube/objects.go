@@ -41,10 +41,11 @@ func (c *Cluster) ensureDNSObjects(ctx context.Context) error {
 		{Name: "dns", Port: 53, Protocol: v1.ProtocolUDP, TargetPort: intstr.FromInt32(53)},
 		{Name: "dns-tcp", Port: 53, Protocol: v1.ProtocolTCP, TargetPort: intstr.FromInt32(53)},
 	}
-	if err := create(ctx, "service of cluster DNS", c.client.CoreV1().Services(namespace).Create, &v1.Service{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"k8s-app": "kube-dns"}},
-		Spec:       v1.ServiceSpec{ClusterIP: c.serviceIP(10).String(), Ports: ports}}); err != nil {
-		return err
+	// Asked for first: to make it again would fail for its address, which is taken by itself.
+	if _, err := c.client.CoreV1().Services(namespace).Get(ctx, name, metav1.GetOptions{}); err == nil {
+		return nil
+	} else if !apierrors.IsNotFound(err) {
+		return fmt.Errorf("service of cluster DNS: %w", err)
 	}
 	slice := &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: name, discoveryv1.LabelManagedBy: "ferry"}},
@@ -54,7 +55,12 @@ func (c *Cluster) ensureDNSObjects(ctx context.Context) error {
 	for _, p := range ports {
 		slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: &p.Name, Port: &p.Port, Protocol: &p.Protocol})
 	}
-	return create(ctx, "endpoints of cluster DNS", c.client.DiscoveryV1().EndpointSlices(namespace).Create, slice)
+	if err := create(ctx, "endpoints of cluster DNS", c.client.DiscoveryV1().EndpointSlices(namespace).Create, slice); err != nil {
+		return err
+	}
+	return create(ctx, "service of cluster DNS", c.client.CoreV1().Services(namespace).Create, &v1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"k8s-app": "kube-dns"}},
+		Spec:       v1.ServiceSpec{ClusterIP: c.serviceIP(10).String(), Ports: ports}})
 }
 
 // EnsureSecret makes a Secret, or replaces its data.

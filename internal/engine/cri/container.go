@@ -6,7 +6,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -131,11 +134,54 @@ func (s *Service) containerStatus(ctx context.Context, c engine.Container) *runt
 			st.ImageRef = digests[0]
 		}
 	}
+	if c.PID != 0 {
+		if table, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(c.PID), "status")); err == nil { // else it has just ended
+			st.User = userOf(string(table))
+		}
+	}
 	st.StopSignal = signalOf(cmp.Or(stop, "SIGTERM"))
 	for _, m := range c.Spec.Mounts {
 		st.Mounts = append(st.Mounts, mountOf(m))
 	}
 	return st
+}
+
+// userOf reads who a process is from /proc/PID/status. Groups hold the primary
+// one, as `id -G` does; nil if the table does not say.
+func userOf(table string) *runtimeapi.ContainerUser {
+	var user runtimeapi.LinuxContainerUser
+	found := false
+	for line := range strings.Lines(table) {
+		name, value, _ := strings.Cut(line, ":")
+		var ids []int64
+		switch name {
+		case "Uid", "Gid", "Groups":
+			for _, field := range strings.Fields(value) {
+				id, err := strconv.ParseInt(field, 10, 64)
+				if err != nil {
+					return nil
+				}
+				ids = append(ids, id)
+			}
+		}
+		// Real, effective, saved and file system's; the effective one counts.
+		switch {
+		case name == "Uid" && len(ids) > 1:
+			user.Uid, found = ids[1], true
+		case name == "Gid" && len(ids) > 1:
+			user.Gid = ids[1]
+		case name == "Groups":
+			user.SupplementalGroups = ids
+		}
+	}
+	if !found {
+		return nil
+	}
+	if !slices.Contains(user.SupplementalGroups, user.Gid) {
+		user.SupplementalGroups = append(user.SupplementalGroups, user.Gid)
+	}
+	slices.Sort(user.SupplementalGroups)
+	return &runtimeapi.ContainerUser{Linux: &user}
 }
 
 func containerMetadata(c engine.Container) *runtimeapi.ContainerMetadata {

@@ -261,3 +261,21 @@ func TestStatusCodes(t *testing.T) {
 		t.Error("ignoreNotFound")
 	}
 }
+
+func TestTablesOfProc(t *testing.T) {
+	got := userOf("Name:\tsh\nUid:\t1\t1000\t1\t1\nGid:\t1\t100\t1\t1\nGroups:\t5000 20 \n")
+	want := &runtimeapi.ContainerUser{Linux: &runtimeapi.LinuxContainerUser{Uid: 1000, Gid: 100, SupplementalGroups: []int64{20, 100, 5000}}}
+	if got.String() != want.String() {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if got := userOf("Name: x\n"); got != nil {
+		t.Errorf("no user: %v", got)
+	}
+	usage, err := networkUsage("Inter-|   Receive\n face |bytes\n    lo: 9 9 9 9 9 9 9 9 9 9 9 9 9 9 9 9\n  eth0: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n")
+	if err != nil || len(usage.Interfaces) != 1 {
+		t.Fatalf("%v, %v", usage, err)
+	}
+	if i := usage.DefaultInterface; i.RxBytes.Value != 1 || i.RxErrors.Value != 3 || i.TxBytes.Value != 9 || i.TxErrors.Value != 11 {
+		t.Errorf("counters: %v", i)
+	}
+}

@@ -131,4 +131,3 @@ func (c *Client) Send(ctx context.Context, ref Reference, a *Artifact) error {
 	}
 	return c.manifest(ctx, ref, a)
 }
-

@@ -158,12 +158,43 @@ func busybox(t *testing.T) []enginetest.File {
 		{Name: "etc/group", Data: []byte("root:x:0:\nwww-data:x:33:\ndefault-user:x:1000:\nnobody:x:65534:\ngroup-defined-in-image:x:50000:default-user\n"), Mode: 0o644}}
 	for _, name := range strings.Fields(string(list)) {
 		switch name {
-		case "busybox":
+		case "busybox", "sh":
 		case "ls": // a file of its own, for one spec masks it alone
 			files = append(files, enginetest.File{Name: "bin/ls", Data: data, Mode: 0o755})
 		default:
 			files = append(files, enginetest.File{Name: "bin/" + name, Link: "busybox"})
 		}
+	}
+	return files
+}
+
+// systemShell is Debian's /bin/sh with its libraries: its busybox's runs ls without
+// looking at /bin/ls, which one spec masks.
+func systemShell(t *testing.T) (files []enginetest.File) {
+	out, err := exec.CommandContext(t.Context(), "ldd", "/bin/sh").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	paths := []string{"/bin/sh"}
+	for _, field := range strings.Fields(string(out)) {
+		if strings.HasPrefix(field, "/") {
+			paths = append(paths, field)
+		}
+	}
+	made := map[string]bool{"bin/": true}
+	for _, path := range paths {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := strings.TrimPrefix(path, "/")
+		for i, r := range name {
+			if dir := name[:i+1]; r == '/' && !made[dir] {
+				made[dir] = true
+				files = append(files, enginetest.File{Name: dir, Mode: 0o755})
+			}
+		}
+		files = append(files, enginetest.File{Name: name, Data: data, Mode: 0o755})
 	}
 	return files
 }
@@ -178,7 +209,7 @@ type registry struct {
 // this machine, so that critest's images can be pulled by their own names.
 func serveImages(t *testing.T) {
 	r := registry{map[string]string{}, map[string][]byte{}}
-	base := busybox(t)
+	base := append(busybox(t), systemShell(t)...)
 	for _, img := range testImages(t) {
 		img.config.Env = []string{"PATH=/bin:/usr/bin:/usr/sbin"}
 		if len(img.config.Cmd)+len(img.config.Entrypoint) == 0 {

@@ -8,6 +8,7 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	_ "crypto/sha256" // go-digest finds it at run time
 	"debug/elf"
 	"encoding/json"
 	"errors"

@@ -10,6 +10,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	_ "crypto/sha256" // go-digest finds it at run time
 	"encoding/json"
 	"fmt"
 	"maps"

@@ -11,10 +11,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/engine/cri"
 	"github.com/ferryos/ferry/internal/engine/enginetest"
@@ -31,6 +33,16 @@ func TestCritest(t *testing.T) {
 	}
 	runnertest.NeedRoot(t)
 	serveImages(t)
+	before := sharedMemory(t)
+	t.Cleanup(func() { // critest makes two on the host and leaves them
+		for id, line := range sharedMemory(t) {
+			if _, older := before[id]; !older && strings.Fields(line)[3] == "1048576" && strings.Fields(line)[6] == "0" {
+				if _, err := unix.SysvShmCtl(id, unix.IPC_RMID, nil); err != nil {
+					t.Errorf("remove shared memory %d: %v", id, err)
+				}
+			}
+		}
+	})
 	m := enginetest.New(t)
 	service := cri.New(cri.Options{Engine: m.Engine, Version: "0.0.0-test", Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	path := filepath.Join(m.Dir(), "cri.sock")
@@ -45,6 +57,25 @@ func TestCritest(t *testing.T) {
 	if err := summarize(t, report); err != nil {
 		t.Fatalf("%v (critest: %v)", err, runErr)
 	}
+}
+
+// sharedMemory is the host's segments: their lines in the kernel's table, by id.
+func sharedMemory(t *testing.T) map[int]string {
+	table, err := os.ReadFile("/proc/sysvipc/shm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[int]string{}
+	for line := range strings.Lines(string(table)) {
+		if fields := strings.Fields(line); fields[0] != "key" {
+			id, err := strconv.Atoi(fields[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			out[id] = line
+		}
+	}
+	return out
 }
 
 // expected are the specs that the stand-in images cannot pass, and what they

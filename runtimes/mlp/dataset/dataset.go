@@ -107,7 +107,7 @@ func Load(path string, seed uint64, csv CSVOptions) (*Data, error) {
 func load(path string, csv CSVOptions) (*Data, error) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, hint.Errorf("Make a data set with 'mlp data --out DIR', or name a folder with MNIST's IDX files or a CSV file.", "data: %w", err)
+		return nil, hint.Errorf("Make a data set with 'mlp data generate --out DIR', or name a folder with MNIST's IDX files or a CSV file.", "data: %w", err)
 	}
 	if !info.IsDir() {
 		train, err := loadCSV(path, csv)
@@ -170,5 +170,5 @@ func idxName(set string, images bool) string {
 
 // inFile names the file in err and says what to do about a corrupt one.
 func inFile(path string, err error) error {
-	return hint.Wrap(fmt.Errorf("read %s: %w", path, err), "The file is damaged or of another kind: copy it again, or make a data set with 'mlp data --out DIR'.")
+	return hint.Wrap(fmt.Errorf("read %s: %w", path, err), "The file is damaged or of another kind: copy it again, or make a data set with 'mlp data generate --out DIR'.")
 }

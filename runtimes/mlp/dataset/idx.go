@@ -61,7 +61,7 @@ func idxPath(dir, name string) (string, error) {
 			return p, nil
 		}
 	}
-	return "", hint.Errorf("Put MNIST's IDX files (or train.csv) there, or make a data set with 'mlp data --out "+dir+"'.",
+	return "", hint.Errorf("Put MNIST's IDX files (or train.csv) there, or make a data set with 'mlp data generate --out "+dir+"'.",
 		"data %s: no %s and no %s.gz", dir, name, name)
 }
 
@@ -162,8 +162,8 @@ func idxBody(r io.Reader, size int64) ([]byte, error) {
 	return buf.Bytes(), nil
 }
 
-// WriteIDX writes a set of images as MNIST's two files into dir, each whole or
-// not at all.
+// WriteIDX writes a set of images as MNIST's two gzipped files into dir, each
+// whole or not at all, in place of plain ones.
 func WriteIDX(dir, set string, s *Set) error {
 	height := s.Features / s.Width
 	images := binary.BigEndian.AppendUint32(nil, magicImages)
@@ -176,8 +176,23 @@ func WriteIDX(dir, set string, s *Set) error {
 	for _, l := range s.Labels {
 		labels = append(labels, byte(l))
 	}
-	if err := atomicfile.Write(filepath.Join(dir, idxName(set, true)), images); err != nil {
-		return err
+	for name, b := range map[string][]byte{idxName(set, true): images, idxName(set, false): labels} {
+		var packed bytes.Buffer
+		z := gzip.NewWriter(&packed)
+		if _, err := z.Write(b); err != nil {
+			return fmt.Errorf("pack %s: %w", name, err)
+		}
+		if err := z.Close(); err != nil {
+			return fmt.Errorf("pack %s: %w", name, err)
+		}
+		path := filepath.Join(dir, name)
+		if err := atomicfile.Write(path+".gz", packed.Bytes()); err != nil {
+			return err
+		}
+		// A plain file of an older set would be read instead.
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("replace %s: %w", path, err)
+		}
 	}
-	return atomicfile.Write(filepath.Join(dir, idxName(set, false)), labels)
+	return nil
 }

@@ -83,7 +83,7 @@ kube patch deployment digits --type=json -p '[
   {"op": "replace", "path": "/spec/template/spec/volumes/0/image/reference", "value": "localhost:5000/models/digits:v2"},
   {"op": "replace", "path": "/spec/template/spec/containers/0/env/0/value", "value": "v2"}]'
 kube rollout status deployment/digits --timeout=60s
-run curl -sS --fail "http://$ip:8080/v2/models/digits/versions/v2/ready"
+run curl -sS --fail --retry 5 --retry-all-errors --retry-delay 1 "http://$ip:8080/v2/models/digits/versions/v2/ready"
 took
 
 say "Scale it, and go back to the first version" rollback
@@ -91,7 +91,7 @@ kube scale deployment/digits --replicas=3
 kube rollout status deployment/digits --timeout=60s
 kube rollout undo deployment/digits
 kube rollout status deployment/digits --timeout=60s
-run curl -sS --fail "http://$ip:8080/v2/models/digits/versions/v1/ready"
+run curl -sS --fail --retry 5 --retry-all-errors --retry-delay 1 "http://$ip:8080/v2/models/digits/versions/v1/ready"
 took
 
 total=$(($(date +%s%3N) - begin))

@@ -79,17 +79,16 @@ func (e *env) runUp(ctx context.Context) error {
 	if err := needRoot("ferry up"); err != nil {
 		return err
 	}
-	pid, err := daemonPID(cfg)
-	if err != nil {
+	pid, err := e.waitReady(ctx, cfg)
+	switch {
+	case err != nil:
 		return err
-	}
-	if pid != 0 {
-		if err := e.waitReady(ctx, cfg); err != nil {
+	case pid != 0:
+		e.term.Notef("Ferry is up already (process %d)", pid)
+	default:
+		if err := e.launch(ctx, cfg); err != nil {
 			return err
 		}
-		e.term.Notef("Ferry is up already (process %d)", pid)
-	} else if err := e.launch(ctx, cfg); err != nil {
-		return err
 	}
 	path, err := kubeconfig.Path(e.getenv)
 	if err != nil {
@@ -177,19 +176,24 @@ func orElse(s, other string) string {
 	return other
 }
 
-// waitReady waits for a daemon that somebody else has started.
-func (e *env) waitReady(ctx context.Context, cfg config.Config) error {
+// waitReady waits for a daemon that runs already, and returns its process id; 0
+// if none runs, or the one that did ends meanwhile.
+func (e *env) waitReady(ctx context.Context, cfg config.Config) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	for {
+		pid, err := daemonPID(cfg)
+		if err != nil || pid == 0 {
+			return 0, err
+		}
 		ready, why := e.nodeReady(ctx, cfg)
 		if ready {
-			return nil
+			return pid, nil
 		}
 		select {
 		case <-time.After(50 * time.Millisecond):
 		case <-ctx.Done():
-			return fault.New(fault.Unavailable, "Ferry runs but is not ready: %s", why).Hint("see %s and `ferry doctor`", cfg.LogFile())
+			return 0, fault.New(fault.Unavailable, "Ferry runs but is not ready: %s", why).Hint("see %s and `ferry doctor`", cfg.LogFile())
 		}
 	}
 }

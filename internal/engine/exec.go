@@ -194,6 +194,9 @@ func (e *Engine) UpdateContainer(ctx context.Context, id string, r Resources) er
 	defer c.op.Unlock()
 	s := c.snapshot()
 	if client := c.pod.client(); client != nil && s.State.alive() {
+		if !e.machine.hugetlb {
+			r.HugePages = nil
+		}
 		limits, err := linuxResources(r, s.Spec.Security.Privileged, nil)
 		if err != nil {
 			return err

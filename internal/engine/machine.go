@@ -17,6 +17,7 @@ type machine struct {
 	caps      []string // capabilities this process holds in its bounding set
 	minOOMAdj int      // the lowest oom_score_adj it may set
 	cgroupV2  bool
+	hugetlb   bool // limits of huge pages can be set
 }
 
 func inspectMachine() machine {
@@ -31,7 +32,19 @@ func inspectMachine() machine {
 	}
 	var st unix.Statfs_t
 	m.cgroupV2 = unix.Statfs("/sys/fs/cgroup", &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
+	m.hugetlb = hasHugetlb(m.cgroupV2)
 	return m
+}
+
+// hasHugetlb reports whether the cgroup controller is there; the kubelet sends
+// limits of zero to every container whether or not it is.
+func hasHugetlb(v2 bool) bool {
+	if !v2 {
+		_, err := os.Stat("/sys/fs/cgroup/hugetlb")
+		return err == nil
+	}
+	data, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers")
+	return err == nil && strings.Contains(string(data), "hugetlb")
 }
 
 func ownOOMAdj() int {

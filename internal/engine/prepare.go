@@ -24,6 +24,9 @@ func (e *Engine) prepare(ctx context.Context, c *container) (*specs.Spec, error)
 	rec := c.record()
 	podRec := c.pod.record()
 	pod, spec := podRec.Pod, rec.Container.Spec
+	if !e.machine.hugetlb {
+		spec.Resources.HugePages = nil
+	}
 	rootfs, err := e.mountRootfs(ctx, rec.Container.ID)
 	if err != nil {
 		return nil, err

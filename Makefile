@@ -30,6 +30,8 @@ help: ## list the targets
 build: deps ## build everything into bin/
 	@mkdir -p $(BIN)/images
 	CGO_ENABLED=1 $(GO) build -tags '$(RUNNER_TAGS)' -ldflags '$(RUNNER_FLAGS)' -o $(BIN)/ferry-runner ./cmd/ferry-runner
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/mlp ./runtimes/mlp
+	$(GO) run ./runtimes/mlp/image -binary $(BIN)/mlp -o $(BIN)/images/mlp.tar
 	$(GO) build -ldflags '$(FERRY_FLAGS) $(KUBE_FLAGS)' -o $(BIN)/ferryd ./cmd/ferryd
 	$(GO) build -ldflags '$(FERRY_FLAGS)' -o $(BIN)/ferry ./cmd/ferry
 
@@ -51,6 +53,7 @@ race: ## the tests of light packages under the race detector
 install: build ## install below PREFIX
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/ferry/images
 	install -m 755 $(BIN)/ferry $(DESTDIR)$(PREFIX)/bin/
+	install -m 644 $(BIN)/images/mlp.tar $(DESTDIR)$(PREFIX)/libexec/ferry/images/
 	install -m 755 $(BIN)/ferryd $(BIN)/ferry-runner $(DESTDIR)$(PREFIX)/libexec/ferry/
 
 clean: ## remove what was built

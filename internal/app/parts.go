@@ -2,10 +2,10 @@ package app
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/ferryos/ferry/internal/config"
@@ -16,6 +16,7 @@ import (
 	"github.com/ferryos/ferry/internal/engine/store"
 	"github.com/ferryos/ferry/internal/kube"
 	"github.com/ferryos/ferry/internal/lifecycle"
+	"github.com/ferryos/ferry/internal/registry"
 )
 
 // Version is Ferry's, set by the build.
@@ -27,10 +28,11 @@ const netnsPool = 4
 // parts are the components of ferryd, in start order.
 type parts struct {
 	list    []lifecycle.Component
-	engine  *engine.Engine
-	network *network.Network
-	store   *store.Store
-	cluster *kube.Cluster
+	engine   *engine.Engine
+	network  *network.Network
+	store    *store.Store
+	registry *registry.Registry
+	cluster  *kube.Cluster
 }
 
 // newParts makes all components from the configuration. Nothing starts here.
@@ -50,15 +52,28 @@ func newParts(cfg config.Config, log *slog.Logger, progress *progress) (*parts, 
 		}},
 		dockerapi.New(dockerapi.Options{Engine: p.engine, Socket: cfg.DockerSocket(), LogDir: filepath.Join(cfg.DataDir, "container-logs"),
 			Root: cfg.DataDir, Version: Version, Log: log}),
+		p.registry,
 		runtime, cri.NewSocket(runtime, cfg.CRISocket(), log),
 		p.cluster,
+		lifecycle.Func{Label: "registry credential", OnStart: p.shareCredential},
 	)
 	return p, nil
 }
 
+// credentialSecret is the Secret in the default namespace that pods push with.
+const credentialSecret = "ferry-registry"
+
+// shareCredential gives the cluster the registry's credential.
+func (p *parts) shareCredential(ctx context.Context) error {
+	data, err := p.registry.DockerConfig()
+	if err != nil {
+		return err
+	}
+	return p.cluster.EnsureSecret(ctx, "default", credentialSecret, "kubernetes.io/dockerconfigjson", map[string][]byte{".dockerconfigjson": data})
+}
+
 // newEngineParts makes the components that containers need: all that teardown uses.
 func newEngineParts(cfg config.Config, log *slog.Logger) (*parts, error) {
-	gateway := cfg.Gateway().String()
 	net, err := network.New(network.Options{
 		Bridge: cfg.Network.Bridge, Subnet: netip.MustParsePrefix(cfg.Network.PodCIDR), Services: netip.MustParsePrefix(cfg.Network.ServiceCIDR),
 		StateDir: filepath.Join(cfg.DataDir, "network"), NetnsDir: filepath.Join(cfg.RunDir, "netns"), PoolSize: netnsPool, Log: log,
@@ -66,15 +81,22 @@ func newEngineParts(cfg config.Config, log *slog.Logger) (*parts, error) {
 	if err != nil {
 		return nil, err
 	}
+	hub := registry.New(registry.Options{Root: filepath.Join(cfg.DataDir, "registry"), Gateway: cfg.Gateway(), Port: cfg.Registry.Port, Log: log})
+	ours := func(host string) bool { return slices.Contains(hub.Hosts(), host) }
 	images := store.New(store.Options{
-		Root: filepath.Join(cfg.DataDir, "images"), Log: log,
-		PlainHTTP: func(host string) bool { return host == fmt.Sprintf("%s:%d", gateway, cfg.Registry.Port) },
+		Root: filepath.Join(cfg.DataDir, "images"), Log: log, PlainHTTP: ours,
+		Credential: func(host string) (user, password string) {
+			if ours(host) {
+				return hub.Credential()
+			}
+			return "", ""
+		},
 	})
 	containers := engine.New(engine.Options{
 		DataDir: filepath.Join(cfg.DataDir, "engine"), RunDir: cfg.RunDir, RunnerBinary: filepath.Join(cfg.LibexecDir, "ferry-runner"),
 		CgroupParent: cfg.CgroupParent, Store: images, Network: net, Log: log,
 	})
-	return &parts{list: []lifecycle.Component{net, images, containers}, engine: containers, network: net, store: images}, nil
+	return &parts{list: []lifecycle.Component{net, images, containers}, engine: containers, network: net, store: images, registry: hub}, nil
 }
 
 func kubeOptions(cfg config.Config, log *slog.Logger) kube.Options {

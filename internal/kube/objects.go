@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"fmt"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -70,6 +71,11 @@ func (c *Cluster) EnsureSecret(ctx context.Context, namespace, name string, kind
 	_, err := secrets.Create(ctx, want, metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) {
 		_, err = secrets.Update(ctx, want, metav1.UpdateOptions{})
+	}
+	// At the first start the API server is ready before it has made the default namespace.
+	for apierrors.IsNotFound(err) && ctx.Err() == nil {
+		time.Sleep(10 * time.Millisecond)
+		_, err = secrets.Create(ctx, want, metav1.CreateOptions{})
 	}
 	if err != nil {
 		return fmt.Errorf("secret %s/%s: %w", namespace, name, err)

@@ -1,0 +1,117 @@
+package registry
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+func start(t *testing.T, root string, port int) *Registry {
+	t.Helper()
+	r := New(Options{Root: root, Gateway: netip.MustParseAddr("127.0.0.2"), Port: port, Log: slog.New(slog.DiscardHandler)})
+	if err := r.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+func do(t *testing.T, method, url, password, kind string, body []byte) (*http.Response, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", kind)
+	if password != "" {
+		req.SetBasicAuth(username, password)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res, string(text)
+}
+
+func TestPushAsksForTheCredentialAndAnybodyPulls(t *testing.T) {
+	root, port := t.TempDir(), freePort(t)
+	r := start(t, root, port)
+	base := fmt.Sprintf("http://127.0.0.1:%d/v2/models/digits", port)
+	blob := []byte("{}")
+	digest := fmt.Sprintf("sha256:%x", sha256.Sum256(blob))
+	for _, wrong := range []string{"", "guess"} {
+		if res, text := do(t, "POST", base+"/blobs/uploads/", wrong, "", nil); res.StatusCode != 401 || !strings.Contains(text, "UNAUTHORIZED") || res.Header.Get("WWW-Authenticate") == "" {
+			t.Errorf("password %q: %d %s", wrong, res.StatusCode, text)
+		}
+	}
+	_, password := r.Credential()
+	res, _ := do(t, "POST", base+"/blobs/uploads/", password, "", nil)
+	location := res.Header.Get("Location")
+	if res.StatusCode != 202 || !strings.HasPrefix(location, "/") {
+		t.Fatalf("upload: %d, location %q", res.StatusCode, location)
+	}
+	host := fmt.Sprintf("http://127.0.0.1:%d", port)
+	if res, text := do(t, "PUT", host+location+"&digest="+digest, password, "application/octet-stream", blob); res.StatusCode != 201 {
+		t.Fatalf("blob: %d %s", res.StatusCode, text)
+	}
+	const kind = "application/vnd.oci.image.manifest.v1+json"
+	manifest := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"artifactType":"application/vnd.cncf.model.manifest.v1+json",
+"config":{"mediaType":"application/vnd.cncf.model.config.v1+json","digest":%q,"size":2},"layers":[],"annotations":{"accuracy":"0.98"}}`, kind, digest)
+	if res, text := do(t, "PUT", base+"/manifests/v1", password, kind, manifest); res.StatusCode != 201 {
+		t.Fatalf("manifest: %d %s", res.StatusCode, text)
+	}
+	if err := r.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	again := start(t, root, port)
+	defer again.Stop(t.Context())
+	if _, now := again.Credential(); now != password {
+		t.Error("the credential changed with a restart")
+	}
+	// On the bridge's address, without a credential, byte for byte.
+	if res, text := do(t, "GET", fmt.Sprintf("http://127.0.0.2:%d/v2/models/digits/manifests/v1", port), "", "", nil); res.StatusCode != 200 || text != string(manifest) {
+		t.Errorf("pull: %d %s", res.StatusCode, text)
+	}
+}
+
+func TestPortTakenAndDockerConfig(t *testing.T) {
+	port := freePort(t)
+	r := start(t, t.TempDir(), port)
+	defer r.Stop(t.Context())
+	other := New(Options{Root: t.TempDir(), Gateway: netip.MustParseAddr("127.0.0.2"), Port: port, Log: slog.New(slog.DiscardHandler)})
+	if err := other.Start(t.Context()); !fault.Is(err, fault.Unavailable) || fault.HintOf(err) == "" {
+		t.Errorf("second start: %v", err)
+	}
+	data, err := r.DockerConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var config struct{ Auths map[string]struct{ Password string } }
+	if err := json.Unmarshal(data, &config); err != nil || config.Auths[fmt.Sprintf("127.0.0.2:%d", port)].Password != r.password {
+		t.Errorf("docker config: %s, %v", data, err)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/ferryos/ferry/internal/build"
 	"github.com/ferryos/ferry/internal/config"
 	"github.com/ferryos/ferry/internal/dockerapi"
 	"github.com/ferryos/ferry/internal/engine"
@@ -27,7 +28,7 @@ const netnsPool = 4
 
 // parts are the components of ferryd, in start order.
 type parts struct {
-	list    []lifecycle.Component
+	list     []lifecycle.Component
 	engine   *engine.Engine
 	network  *network.Network
 	store    *store.Store
@@ -46,11 +47,13 @@ func newParts(cfg config.Config, log *slog.Logger, progress *progress) (*parts, 
 	options.Runtime, options.Images, options.PodChanged = runtime, runtime, runtime.PodChanges
 	options.Progress = func(part string, took time.Duration) { progress.component(part, "started", took) }
 	p.cluster = kube.New(options)
+	builder := build.New(build.Options{Root: filepath.Join(cfg.DataDir, "build"), PlainHTTP: p.registry.Hosts(), Engine: p.engine, Log: log})
 	p.list = append(p.list,
 		lifecycle.Func{Label: "bundled images", OnStart: func(ctx context.Context) error {
 			return p.store.LoadBundled(ctx, filepath.Join(cfg.LibexecDir, "images"))
 		}},
-		dockerapi.New(dockerapi.Options{Engine: p.engine, Socket: cfg.DockerSocket(), LogDir: filepath.Join(cfg.DataDir, "container-logs"),
+		builder,
+		dockerapi.New(dockerapi.Options{Engine: p.engine, Builder: builder, Socket: cfg.DockerSocket(), LogDir: filepath.Join(cfg.DataDir, "container-logs"),
 			Root: cfg.DataDir, Version: Version, Log: log}),
 		p.registry,
 		runtime, cri.NewSocket(runtime, cfg.CRISocket(), log),

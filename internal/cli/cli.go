@@ -120,7 +120,7 @@ func (e *env) root() *cobra.Command {
 	e.addGroup(root, "node", e.upCommand(), e.downCommand(), e.statusCommand(), e.doctorCommand(), e.versionCommand())
 	e.addGroup(root, "container", e.runCommand(), e.psCommand(), e.logsCommand(), e.execCommand(),
 		e.startCommand(), e.stopCommand(), e.restartCommand(), e.killCommand(), e.rmCommand(), e.inspectCommand())
-	e.addGroup(root, "image", e.imagesCommand(), e.tagCommand(), e.rmiCommand(),
+	e.addGroup(root, "image", e.buildCommand(), e.imagesCommand(), e.tagCommand(), e.rmiCommand(),
 		e.pullCommand(), e.pushCommand(), e.loadCommand(), e.saveCommand())
 	root.AddCommand(helpTopics()...)
 	return root

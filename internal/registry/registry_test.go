@@ -42,6 +42,7 @@ func do(t *testing.T, method, url, password, kind string, body []byte) (*http.Re
 		t.Fatal(err)
 	}
 	req.Header.Set("Content-Type", kind)
+	req.Header.Set("Accept", kind)
 	if password != "" {
 		req.SetBasicAuth(username, password)
 	}
@@ -93,7 +94,7 @@ func TestPushAsksForTheCredentialAndAnybodyPulls(t *testing.T) {
 		t.Error("the credential changed with a restart")
 	}
 	// On the bridge's address, without a credential, byte for byte.
-	if res, text := do(t, "GET", fmt.Sprintf("http://127.0.0.2:%d/v2/models/digits/manifests/v1", port), "", "", nil); res.StatusCode != 200 || text != string(manifest) {
+	if res, text := do(t, "GET", fmt.Sprintf("http://127.0.0.2:%d/v2/models/digits/manifests/v1", port), "", kind, nil); res.StatusCode != 200 || text != string(manifest) {
 		t.Errorf("pull: %d %s", res.StatusCode, text)
 	}
 }
@@ -110,7 +111,9 @@ func TestPortTakenAndDockerConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var config struct{ Auths map[string]struct{ Password string } }
+	var config struct {
+		Auths map[string]struct{ Password string }
+	}
 	if err := json.Unmarshal(data, &config); err != nil || config.Auths[fmt.Sprintf("127.0.0.2:%d", port)].Password != r.password {
 		t.Errorf("docker config: %s, %v", data, err)
 	}

@@ -1,0 +1,98 @@
+package build
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/containerd/v2/core/diff/apply"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/gc"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/plugins/diff/walking"
+	"github.com/containerd/platforms"
+	"github.com/moby/buildkit/cache/metadata"
+	containerdsnapshot "github.com/moby/buildkit/snapshot/containerd"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/util/leaseutil"
+	"github.com/moby/buildkit/util/network"
+	"github.com/moby/buildkit/util/resolver"
+	resolverconfig "github.com/moby/buildkit/util/resolver/config"
+	"github.com/moby/buildkit/worker/base"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ferryos/ferry/internal/engine/store"
+)
+
+// workerOptions plugs the image store and the engine into BuildKit's worker.
+func (b *Builder) workerOptions(k *kit) (base.WorkerOpt, error) {
+	root := filepath.Join(b.opt.Root, "worker")
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return base.WorkerOpt{}, err
+	}
+	id, err := base.ID(root)
+	if err != nil {
+		return base.WorkerOpt{}, err
+	}
+	meta, err := metadata.NewStore(filepath.Join(root, "metadata.db"))
+	if err != nil {
+		return base.WorkerOpt{}, err
+	}
+	k.databases = append(k.databases, meta)
+	s := b.opt.Engine.Images()
+	blobs := containerdsnapshot.NewContentStore(s.ContentStore(), store.Namespace)
+	registries := map[string]resolverconfig.RegistryConfig{}
+	plain := true
+	for _, host := range b.opt.PlainHTTP {
+		registries[host] = resolverconfig.RegistryConfig{PlainHTTP: &plain}
+	}
+	return base.WorkerOpt{
+		ID: id, Root: root, MetadataStore: meta, Platforms: []ocispec.Platform{platforms.Normalize(platforms.DefaultSpec())},
+		// Networks are the executor's business; BuildKit only asks which modes there are.
+		NetworkProviders: map[pb.NetMode]network.Provider{pb.NetMode_UNSET: network.NewNoneProvider(),
+			pb.NetMode_NONE: network.NewNoneProvider(), pb.NetMode_HOST: network.NewHostProvider()},
+		Executor:       newExecutor(b.opt.Engine, root),
+		Snapshotter:    containerdsnapshot.NewSnapshotter(store.SnapshotterName, s.Snapshotter(), store.Namespace, nil),
+		ContentStore:   blobs,
+		Applier:        apply.NewFileSystemApplier(blobs),
+		Differ:         walking.NewWalkingDiff(blobs),
+		ImageStore:     namedImages{s.ImageStore()},
+		LeaseManager:   leaseutil.WithNamespace(s.Leases(), store.Namespace),
+		RegistryHosts:  resolver.NewRegistryConfig(registries),
+		MountPoolRoot:  filepath.Join(root, "cachemounts"),
+		GarbageCollect: func(ctx context.Context) (gc.Stats, error) { return nil, s.GC(ctx) },
+	}, nil
+}
+
+// namedImages is the image store for BuildKit, whose calls do not carry the
+// metadata namespace.
+type namedImages struct{ images.Store }
+
+func named(ctx context.Context) context.Context {
+	return namespaces.WithNamespace(ctx, store.Namespace)
+}
+
+// Get implements images.Store, and so on.
+func (n namedImages) Get(ctx context.Context, name string) (images.Image, error) {
+	return n.Store.Get(named(ctx), name)
+}
+
+// List implements images.Store.
+func (n namedImages) List(ctx context.Context, filters ...string) ([]images.Image, error) {
+	return n.Store.List(named(ctx), filters...)
+}
+
+// Create implements images.Store.
+func (n namedImages) Create(ctx context.Context, img images.Image) (images.Image, error) {
+	return n.Store.Create(named(ctx), img)
+}
+
+// Update implements images.Store.
+func (n namedImages) Update(ctx context.Context, img images.Image, fields ...string) (images.Image, error) {
+	return n.Store.Update(named(ctx), img, fields...)
+}
+
+// Delete implements images.Store.
+func (n namedImages) Delete(ctx context.Context, name string, opts ...images.DeleteOpt) error {
+	return n.Store.Delete(named(ctx), name, opts...)
+}

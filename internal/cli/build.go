@@ -1,0 +1,72 @@
+package cli
+
+import (
+	"context"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ferryos/ferry/internal/build/buildclient"
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+func (e *env) buildCommand() *cobra.Command {
+	var opts buildclient.Options
+	var args, labels []string
+	var quiet bool
+	cmd := &cobra.Command{
+		Use: "build [flags] DIR", Short: "Build an image from a Dockerfile", Args: exactly(1, "DIR"),
+		Example: "  ferry build -t app:v1 .\n  ferry build -t app:dev -f Dockerfile.dev --build-arg DEBUG=1 .",
+		RunE: interruptible(func(ctx context.Context, dirs []string) error {
+			cfg, err := e.config()
+			if err != nil {
+				return err
+			}
+			opts.Socket, opts.Context, opts.Out = cfg.DockerSocket(), dirs[0], e.term.Err
+			if quiet {
+				opts.Progress = "quiet"
+			}
+			if opts.BuildArgs, err = pairs("build-arg", args, e.getenv); err != nil {
+				return err
+			}
+			if opts.Labels, err = pairs("label", labels, e.getenv); err != nil {
+				return err
+			}
+			res, err := buildclient.Build(ctx, opts)
+			if err != nil {
+				return err
+			}
+			if quiet || len(opts.Tags) == 0 {
+				e.term.Printf("%s\n", res.ImageID)
+			}
+			return nil
+		}),
+	}
+	f := cmd.Flags()
+	f.StringArrayVarP(&opts.Tags, "tag", "t", nil, "`name` of the image, as NAME[:TAG]")
+	f.StringVarP(&opts.Dockerfile, "file", "f", "", "the Dockerfile, if it is not DIR/Dockerfile")
+	f.StringArrayVar(&args, "build-arg", nil, "set `KEY=VALUE` for an ARG; KEY alone takes the value from here")
+	f.StringArrayVar(&labels, "label", nil, "attach `KEY=VALUE`")
+	f.StringVar(&opts.Target, "target", "", "stop at this `stage`")
+	f.BoolVar(&opts.NoCache, "no-cache", false, "run every step again")
+	f.BoolVar(&opts.Pull, "pull", false, "ask registries for newer base images")
+	f.StringVar(&opts.Progress, "progress", "auto", "how progress is shown: `auto`, plain, tty or rawjson")
+	f.BoolVarP(&quiet, "quiet", "q", false, "print the image's ID alone")
+	return cmd
+}
+
+// pairs reads KEY=VALUE flags.
+func pairs(flag string, list []string, getenv func(string) string) (map[string]string, error) {
+	out := map[string]string{}
+	for _, item := range list {
+		key, value, given := strings.Cut(item, "=")
+		if key == "" {
+			return nil, fault.New(fault.Invalid, "--%s %s: no key", flag, item).Hint("write KEY=VALUE")
+		}
+		if !given {
+			value = getenv(key)
+		}
+		out[key] = value
+	}
+	return out, nil
+}

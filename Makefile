@@ -22,7 +22,7 @@ RUNNER_FLAGS := -s -w -linkmode external -extldflags "-static \
 # Packages whose tests also run under the race detector: light ones with goroutines.
 RACE := ./internal/lifecycle ./internal/term ./internal/engine/crilog ./internal/engine/runner
 
-.PHONY: help build deps test lint unit race clean install
+.PHONY: help build deps demo test lint unit race clean install
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -37,6 +37,11 @@ build: deps ## build everything into bin/
 
 deps: ## install the system packages that are missing (apt, as root)
 	@scripts/deps
+
+demo: build ## from a Dockerfile to a served model: examples/digits/demo.sh
+	@command -v kubectl >/dev/null || { echo "building kubectl"; \
+		$(GO) build -ldflags '-s -w $(KUBE_FLAGS)' -o $(BIN)/kubectl k8s.io/kubernetes/cmd/kubectl; }
+	PATH="$(CURDIR)/$(BIN):$$PATH" examples/digits/demo.sh
 
 test: deps lint unit race ## lint and all tests; end-to-end ones need root
 

@@ -72,7 +72,7 @@ took
 
 say "Predict held-out digits through the Service" predict
 ip=$(kubectl --context ferry get service digits -o 'jsonpath={.spec.clusterIP}')
-run curl -sS --fail "http://$ip:8080/v2/models/digits"
+run curl -sS --fail --retry 5 --retry-all-errors --retry-delay 1 "http://$ip:8080/v2/models/digits"
 run ferry run --rm digits:v1 predict --data /data --url "http://$ip:8080" --name digits --draw 4 --json | tee "$answers"
 accuracy=$(tail -n 1 "$answers" | sed -n 's/.*"accuracy":\([0-9.]*\).*/\1/p')
 took

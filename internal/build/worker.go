@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/diff/walking"
 	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
 	"github.com/moby/buildkit/cache/metadata"
 	containerdsnapshot "github.com/moby/buildkit/snapshot/containerd"
 	"github.com/moby/buildkit/solver/pb"
@@ -65,16 +66,24 @@ func (b *Builder) workerOptions(k *kit) (base.WorkerOpt, error) {
 }
 
 // namedImages is the image store for BuildKit, whose calls do not carry the
-// metadata namespace.
+// metadata namespace and whose names may be short, as the client wrote them.
 type namedImages struct{ images.Store }
 
 func named(ctx context.Context) context.Context {
 	return namespaces.WithNamespace(ctx, store.Namespace)
 }
 
-// Get implements images.Store, and so on.
+// full is a name as the store keeps it: docker.io/library/app:latest for app.
+func full(name string) string {
+	if ref, err := reference.ParseDockerRef(name); err == nil {
+		return ref.String()
+	}
+	return name
+}
+
+// Get implements images.Store.
 func (n namedImages) Get(ctx context.Context, name string) (images.Image, error) {
-	return n.Store.Get(named(ctx), name)
+	return n.Store.Get(named(ctx), full(name))
 }
 
 // List implements images.Store.
@@ -84,15 +93,17 @@ func (n namedImages) List(ctx context.Context, filters ...string) ([]images.Imag
 
 // Create implements images.Store.
 func (n namedImages) Create(ctx context.Context, img images.Image) (images.Image, error) {
+	img.Name = full(img.Name)
 	return n.Store.Create(named(ctx), img)
 }
 
 // Update implements images.Store.
 func (n namedImages) Update(ctx context.Context, img images.Image, fields ...string) (images.Image, error) {
+	img.Name = full(img.Name)
 	return n.Store.Update(named(ctx), img, fields...)
 }
 
 // Delete implements images.Store.
 func (n namedImages) Delete(ctx context.Context, name string, opts ...images.DeleteOpt) error {
-	return n.Store.Delete(named(ctx), name, opts...)
+	return n.Store.Delete(named(ctx), full(name), opts...)
 }

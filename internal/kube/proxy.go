@@ -18,15 +18,14 @@ func (c *Cluster) startProxy(_, run context.Context) error {
 	if err != nil {
 		return err
 	}
+	file := c.dir("kube-proxy.yaml")
+	if err := writeSecret(file, c.proxyConfig(kubeconfig)); err != nil {
+		return err
+	}
 	o := app.NewOptions()
 	fs := pflag.NewFlagSet("kube-proxy", pflag.ContinueOnError)
 	o.AddFlags(fs)
-	if err := fs.Parse([]string{
-		"--proxy-mode=nftables", "--kubeconfig=" + kubeconfig, "--hostname-override=" + c.opt.NodeName, "--cluster-cidr=" + c.opt.PodCIDR.String(),
-		// Connection tracking is the machine's: its sizes and times stay as they are.
-		"--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0",
-		"--nodeport-addresses=primary", "--healthz-port=0", fmt.Sprintf("--metrics-bind-address=127.0.0.1:%d", c.opt.KubeletPort-1),
-	}); err != nil {
+	if err := fs.Parse([]string{"--config=" + file}); err != nil {
 		return err
 	}
 	if err := o.Complete(fs); err != nil {
@@ -37,4 +36,22 @@ func (c *Cluster) startProxy(_, run context.Context) error {
 	}
 	c.goRun(run, "service proxy", o.Run)
 	return nil
+}
+
+// proxyConfig is kube-proxy's configuration. Connection tracking is the
+// machine's: its sizes and times stay as they are. A new pod of a Service is
+// waited for: changes are batched for a moment, not for the default second.
+func (c *Cluster) proxyConfig(kubeconfig string) []byte {
+	return fmt.Appendf(nil, `apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+mode: nftables
+clientConnection: {kubeconfig: %q}
+hostnameOverride: %q
+clusterCIDR: %q
+nodePortAddresses: [primary]
+conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
+nftables: {minSyncPeriod: 50ms, syncPeriod: 30s}
+healthzBindAddress: ""
+metricsBindAddress: "127.0.0.1:%d"
+`, kubeconfig, c.opt.NodeName, c.opt.PodCIDR, c.opt.KubeletPort-1)
 }

@@ -147,7 +147,7 @@ func (c *Cluster) Stop(ctx context.Context) error {
 }
 
 // stopTime is how long the parts get to end.
-const stopTime = 8 * time.Second
+const stopTime = 2 * time.Second
 
 // Failed receives the error of a part that ended by itself.
 func (c *Cluster) Failed() <-chan error { return c.failed }

@@ -62,7 +62,7 @@ func (a *addresses) take() (addr netip.Addr, next uint32, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	last := a.size() - 1
-	for range a.size() {
+	for range last - reservedOffsets {
 		if a.next >= last {
 			a.next = reservedOffsets
 		}

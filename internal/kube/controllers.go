@@ -20,6 +20,9 @@ func (c *Cluster) controllerFlags() []string {
 		"--cluster-signing-cert-file=" + p("ca.crt"), "--cluster-signing-key-file=" + p("ca.key"),
 		"--allocate-node-cidrs=false", "--cluster-cidr=" + c.opt.PodCIDR.String(),
 		"--kube-api-qps=-1",
+		// Both start the CSI volume plugin, whose node manager is one variable of the process: theirs, which
+		// has no node, would replace the kubelet's, and the node would never become ready. The kubelet attaches by itself.
+		"--controllers=*,-persistentvolume-attach-detach-controller,-persistentvolume-expander-controller",
 	}
 }
 

@@ -143,7 +143,8 @@ func (c *Cluster) Stop(ctx context.Context) error {
 	if c.etcd != nil {
 		c.etcd.close()
 	}
-	return err
+	// Put back already, unless the node never became ready.
+	return errors.Join(err, c.tunables.restore())
 }
 
 // stopTime is how long the parts get to end.

@@ -4,6 +4,7 @@ SHELL := /bin/bash
 
 GO      ?= go
 BIN     := bin
+RUN     ?= .
 PREFIX  ?= /usr/local
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0-dev)
 
@@ -22,7 +23,7 @@ RUNNER_FLAGS := -s -w -linkmode external -extldflags "-static \
 # Packages whose tests also run under the race detector: light ones with goroutines.
 RACE := ./internal/lifecycle ./internal/term ./internal/engine/crilog ./internal/engine/runner
 
-.PHONY: help build deps demo test lint unit race clean install
+.PHONY: help build deps demo kubectl test lint unit race e2e bench clean install
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -38,22 +39,26 @@ build: deps ## build everything into bin/
 deps: ## install the system packages that are missing (apt, as root)
 	@scripts/deps
 
-demo: build ## from a Dockerfile to a served model: examples/digits/demo.sh
-	@command -v kubectl >/dev/null || { echo "building kubectl"; \
-		$(GO) build -ldflags '-s -w $(KUBE_FLAGS)' -o $(BIN)/kubectl k8s.io/kubernetes/cmd/kubectl; }
+demo: build kubectl ## from a Dockerfile to a served model: examples/digits/demo.sh
 	PATH="$(CURDIR)/$(BIN):$$PATH" examples/digits/demo.sh
 
-test: deps lint unit race ## lint and all tests; end-to-end ones need root
+kubectl:
+	$(GO) build -ldflags '-s -w $(KUBE_FLAGS)' -o $(BIN)/kubectl k8s.io/kubernetes/cmd/kubectl
+
+test: deps lint unit race e2e ## lint and all tests; those that run containers need root
 
 lint: ## formatting and go vet
 	@files=$$(git ls-files '*.go' | xargs gofmt -l); test -z "$$files" || { echo "not formatted: $$files"; exit 1; }
-	$(GO) vet ./cmd/... ./internal/... ./runtimes/...
+	$(GO) vet ./...
 
 unit: ## all tests
 	$(GO) test -p 2 -timeout 20m ./cmd/... ./internal/... ./runtimes/...
 
 race: ## the tests of light packages under the race detector
 	$(GO) test -race -timeout 10m $(RACE)
+
+e2e: build kubectl ## the scripts of test/e2e against the real programs; RUN=Scripts/crash for one
+	$(GO) test ./test/e2e -count=1 -timeout 30m -v -run '$(RUN)'
 
 install: build ## install below PREFIX
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/ferry/images

@@ -174,10 +174,10 @@ func (r *Registry) Hosts() []string {
 func (r *Registry) Credential() (user, password string) { return username, r.password }
 
 // DockerConfig is the credential as Docker's config.json, the content of a
-// Secret of type kubernetes.io/dockerconfigjson.
-func (r *Registry) DockerConfig() ([]byte, error) {
+// Secret of type kubernetes.io/dockerconfigjson, for Hosts and further ones.
+func (r *Registry) DockerConfig(further ...string) ([]byte, error) {
 	auths := map[string]map[string]string{}
-	for _, host := range r.Hosts() {
+	for _, host := range append(r.Hosts(), further...) {
 		auths[host] = map[string]string{"username": username, "password": r.password,
 			"auth": base64.StdEncoding.EncodeToString([]byte(username + ":" + r.password))}
 	}

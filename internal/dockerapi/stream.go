@@ -1,6 +1,7 @@
 package dockerapi
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -68,7 +70,13 @@ func hijack(w http.ResponseWriter, r *http.Request, tty bool) (net.Conn, io.Read
 	if err != nil {
 		return nil, nil, errors.Join(err, conn.Close())
 	}
-	return conn, buf.Reader, nil
+	sent, err := buf.Peek(buf.Reader.Buffered())
+	if err != nil {
+		return nil, nil, errors.Join(err, conn.Close())
+	}
+	// Not buf itself: net/http takes the end of what it reads, here of the
+	// client's input, for the end of the request, and would cancel its context.
+	return conn, io.MultiReader(bytes.NewReader(slices.Clone(sent)), conn), nil
 }
 
 // failing cancels when a write fails: the client is gone.

@@ -147,8 +147,9 @@ func (c *Cluster) Stop(ctx context.Context) error {
 	return errors.Join(err, c.tunables.restore())
 }
 
-// stopTime is how long the parts get to end.
-const stopTime = 2 * time.Second
+// stopTime is how long the parts get to end: calls under way are answered. Watches, which the
+// API server and the kubelet hold to each other, would keep them for a minute.
+const stopTime = 500 * time.Millisecond
 
 // Failed receives the error of a part that ended by itself.
 func (c *Cluster) Failed() <-chan error { return c.failed }
@@ -158,6 +159,7 @@ func (c *Cluster) goRun(run context.Context, name string, f func(context.Context
 	c.parts.Go(func() {
 		err := f(run)
 		if run.Err() != nil {
+			c.opt.Log.Debug("part of kubernetes stopped", "part", name)
 			return
 		}
 		if err == nil {

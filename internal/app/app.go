@@ -76,6 +76,9 @@ func run(ctx context.Context, progress *progress, stderr io.Writer) error {
 		return err
 	}
 	defer unlock()
+	if err := checkRoom(cfg.DataDir); err != nil {
+		return err
+	}
 	parts, err := newParts(cfg, log, progress)
 	if err != nil {
 		return err

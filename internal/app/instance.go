@@ -47,3 +47,20 @@ func lockInstance(cfg config.Config) (unlock func(), err error) {
 		f.Close()
 	}, nil
 }
+
+// minRoom is what a start needs at least: etcd and the image store set aside
+// files ahead of use, and etcd's library ends the process where it cannot.
+const minRoom = 256 << 20
+
+// checkRoom refuses to begin what a full disk would end half-way.
+func checkRoom(dir string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("room in %s: %w", dir, err)
+	}
+	if free := st.Bavail * uint64(st.Bsize); free < minRoom {
+		return fault.New(fault.Unavailable, "only %d MB are free in %s, and %d MB are needed", free>>20, dir, uint64(minRoom)>>20).
+			Hint("make room, or set dataDir in the configuration to a place with more")
+	}
+	return nil
+}

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/ferryos/ferry/internal/config"
 	"github.com/ferryos/ferry/internal/engine"
@@ -55,20 +57,27 @@ func (p *parts) endPods(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// removeCgroups removes the empty cgroups below parent, and parent, in every hierarchy.
+// removeCgroups removes the cgroups at and below parent in every hierarchy. No
+// process is left in them.
 func removeCgroups(parent string) error {
-	dirs, err := filepath.Glob("/sys/fs/cgroup/*" + parent)
+	tops, err := filepath.Glob("/sys/fs/cgroup/*" + parent)
 	if err != nil {
 		return err
 	}
-	dirs = append(dirs, "/sys/fs/cgroup"+parent)
 	var errs []error
-	for _, dir := range dirs {
-		children, _ := filepath.Glob(dir + "/*/")
-		for _, d := range append(children, dir) {
-			if err := os.Remove(d); err != nil && !errors.Is(err, os.ErrNotExist) {
-				errs = append(errs, err)
+	for _, top := range append(tops, "/sys/fs/cgroup"+parent) {
+		var dirs []string
+		err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				dirs = append(dirs, path)
 			}
+			return err
+		})
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+		for _, dir := range slices.Backward(dirs) {
+			errs = append(errs, os.Remove(dir))
 		}
 	}
 	return errors.Join(errs...)

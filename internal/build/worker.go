@@ -23,6 +23,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ferryos/ferry/internal/engine/store"
+	"github.com/ferryos/ferry/internal/fault"
 )
 
 // workerOptions plugs the image store and the engine into BuildKit's worker.
@@ -74,16 +75,21 @@ func named(ctx context.Context) context.Context {
 }
 
 // full is a name as the store keeps it: docker.io/library/app:latest for app.
-func full(name string) string {
-	if ref, err := reference.ParseDockerRef(name); err == nil {
-		return ref.String()
+func full(name string) (string, error) {
+	ref, err := reference.ParseDockerRef(name)
+	if err != nil {
+		return "", fault.New(fault.Invalid, "image name %q: %w", name, err)
 	}
-	return name
+	return ref.String(), nil
 }
 
 // Get implements images.Store.
 func (n namedImages) Get(ctx context.Context, name string) (images.Image, error) {
-	return n.Store.Get(named(ctx), full(name))
+	name, err := full(name)
+	if err != nil {
+		return images.Image{}, err
+	}
+	return n.Store.Get(named(ctx), name)
 }
 
 // List implements images.Store.
@@ -93,17 +99,27 @@ func (n namedImages) List(ctx context.Context, filters ...string) ([]images.Imag
 
 // Create implements images.Store.
 func (n namedImages) Create(ctx context.Context, img images.Image) (images.Image, error) {
-	img.Name = full(img.Name)
+	var err error
+	if img.Name, err = full(img.Name); err != nil {
+		return images.Image{}, err
+	}
 	return n.Store.Create(named(ctx), img)
 }
 
 // Update implements images.Store.
 func (n namedImages) Update(ctx context.Context, img images.Image, fields ...string) (images.Image, error) {
-	img.Name = full(img.Name)
+	var err error
+	if img.Name, err = full(img.Name); err != nil {
+		return images.Image{}, err
+	}
 	return n.Store.Update(named(ctx), img, fields...)
 }
 
 // Delete implements images.Store.
 func (n namedImages) Delete(ctx context.Context, name string, opts ...images.DeleteOpt) error {
-	return n.Store.Delete(named(ctx), full(name), opts...)
+	name, err := full(name)
+	if err != nil {
+		return err
+	}
+	return n.Store.Delete(named(ctx), name, opts...)
 }

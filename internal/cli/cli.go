@@ -97,8 +97,11 @@ func (e *env) root() *cobra.Command {
 			"  ferry build -t app:v1 .        build an image from a Dockerfile\n" +
 			"  ferry run --rm app:v1          run it\n" +
 			"  kubectl --context ferry apply -f app.yaml",
-		SilenceErrors:     true,
-		SilenceUsage:      true,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+
+		SuggestionsMinimumDistance: 2,
+
 		Args:              cobra.ArbitraryArgs,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/ferryos/ferry/internal/cgroups"
 	"github.com/ferryos/ferry/internal/config"
 	"github.com/ferryos/ferry/internal/kube/kubeconfig"
 	"github.com/ferryos/ferry/internal/term"
@@ -139,33 +140,10 @@ func verdict(code string, ok bool, good, bad, remedy string) check {
 	return check{code, "error", bad, remedy}
 }
 
-// neededControllers are the cgroup controllers without which limits mean nothing.
-var neededControllers = []string{"cpu", "memory", "pids", "devices", "freezer"}
-
 func checkCgroups() check {
-	var fs unix.Statfs_t
-	if unix.Statfs("/sys/fs/cgroup", &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC {
-		data, _ := os.ReadFile("/sys/fs/cgroup/cgroup.controllers")
-		return missingControllers("v2", func(name string) bool {
-			// devices and freezer are part of v2 itself
-			return name == "devices" || name == "freezer" || strings.Contains(" "+strings.TrimSpace(string(data))+" ", " "+name+" ")
-		})
-	}
-	return missingControllers("v1", func(name string) bool {
-		_, err := os.Stat(filepath.Join("/sys/fs/cgroup", name))
-		return err == nil
-	})
-}
-
-func missingControllers(version string, have func(string) bool) check {
-	var missing []string
-	for _, name := range neededControllers {
-		if !have(name) {
-			missing = append(missing, name)
-		}
-	}
-	return verdict("cgroups", len(missing) == 0, version+" with all controllers needed",
-		version+" without "+strings.Join(missing, ", "), "mount the controllers below /sys/fs/cgroup, or boot with systemd.unified_cgroup_hierarchy=1")
+	missing := cgroups.Missing()
+	return verdict("cgroups", len(missing) == 0, cgroups.Version()+" with all controllers needed",
+		cgroups.Version()+" without "+strings.Join(missing, ", "), cgroups.Remedy)
 }
 
 func checkFilesystem(name, title string) check {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -166,7 +167,28 @@ func (e *env) follow(r *os.File, cfg config.Config) error {
 			progress.Done(p.Phase, took)
 		}
 	}
-	return fault.New(fault.Unavailable, "ferryd ended while it started").Hint("see %s", cfg.LogFile())
+	return fault.New(fault.Unavailable, "ferryd ended while it started: %s", lastError(cfg.LogFile())).Hint("see %s and `ferry doctor`", cfg.LogFile())
+}
+
+// lastError is the last error in the end of a log.
+func lastError(path string) string {
+	const unknown = "its log tells no error"
+	f, err := os.Open(path)
+	if err != nil {
+		return unknown
+	}
+	defer f.Close()
+	const window = 64 << 10
+	if info, err := f.Stat(); err == nil && info.Size() > window {
+		f.Seek(-window, io.SeekEnd)
+	}
+	last := unknown
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if _, text, ok := strings.Cut(lines.Text(), "level=ERROR msg="); ok {
+			last = text
+		}
+	}
+	return last
 }
 
 func orElse(s, other string) string {

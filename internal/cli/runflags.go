@@ -333,6 +333,9 @@ func parsePublish(spec string) ([]publishedPort, error) {
 		return nil, err
 	}
 	hostFirst, hostLast := 0, 0
+	if host == "0" { // any free one
+		host = ""
+	}
 	if host != "" {
 		if hostFirst, hostLast, err = portRange(host); err != nil {
 			return nil, err

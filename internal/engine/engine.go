@@ -27,6 +27,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ferryos/ferry/internal/cgroups"
 	"github.com/ferryos/ferry/internal/engine/network"
 	"github.com/ferryos/ferry/internal/engine/store"
 	"github.com/ferryos/ferry/internal/fault"
@@ -81,6 +82,10 @@ func (e *Engine) Start(ctx context.Context) error {
 	if _, err := os.Stat(e.opt.RunnerBinary); err != nil {
 		return fault.New(fault.Unavailable, "container runner: %w", err).
 			Hint("install ferry-runner beside ferryd, or set libexecDir in the configuration")
+	}
+	if missing := cgroups.Missing(); len(missing) > 0 {
+		return fault.New(fault.Unsupported, "this machine has cgroups %s without the controllers %s", cgroups.Version(), strings.Join(missing, ", ")).
+			Hint("%s", cgroups.Remedy)
 	}
 	for _, dir := range []string{e.opt.RunDir, filepath.Join(e.opt.RunDir, "r"), filepath.Join(e.opt.RunDir, "c")} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {

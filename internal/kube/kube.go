@@ -22,6 +22,7 @@ import (
 
 	clientset "k8s.io/client-go/kubernetes"
 	internalapi "k8s.io/cri-api/pkg/apis"
+	"k8s.io/kubernetes/pkg/kubelet"
 
 	"github.com/ferryos/ferry/internal/fault"
 )
@@ -63,6 +64,7 @@ type Cluster struct {
 	failed   chan error // the first part that ended by itself
 	etcd     *etcdServer
 	dns      *dnsServer
+	kubelet  *kubelet.Kubelet
 	started  time.Time
 	tunables tunables
 }

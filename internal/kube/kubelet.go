@@ -94,7 +94,7 @@ func (c *Cluster) startKubelet(_, run context.Context) error {
 		return err
 	}
 	var hooked error
-	deps.Options = append(deps.Options, func(k *kubelet.Kubelet) { hooked = c.hook(run, k) })
+	deps.Options = append(deps.Options, func(k *kubelet.Kubelet) { c.kubelet, hooked = k, c.hook(run, k) })
 	if err := c.tunables.record(); err != nil {
 		return err
 	}

@@ -12,8 +12,8 @@ import (
 )
 
 // WaitReady waits until pods can be run: the kubelet of this start has reported
-// the node as ready, nothing keeps pods off it and the default service account
-// exists.
+// the node as ready and knows the pods of earlier ones, nothing keeps pods off
+// the node and the default service account exists.
 func (c *Cluster) WaitReady(ctx context.Context) error {
 	last := "nothing was heard of the node"
 	for {
@@ -59,7 +59,23 @@ func (c *Cluster) notReady(ctx context.Context) (string, error) {
 		if _, err := c.client.CoreV1().ServiceAccounts(metav1.NamespaceDefault).Get(ctx, "default", metav1.GetOptions{ResourceVersion: "0"}); err != nil {
 			return "the default service account does not exist yet", nil
 		}
-		return "", nil
+		return c.unknownPod(ctx)
 	}
 	return "it has no Ready condition", nil
+}
+
+// unknownPod names a pod of this node of which the kubelet has not heard yet
+// since it started: until then it would deny it to `kubectl exec`.
+func (c *Cluster) unknownPod(ctx context.Context) (string, error) {
+	pods, err := c.client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{
+		FieldSelector: "spec.nodeName=" + c.opt.NodeName, ResourceVersion: "0"})
+	if err != nil {
+		return "", err
+	}
+	for _, p := range pods.Items {
+		if _, known := c.kubelet.GetPodByName(p.Namespace, p.Name); !known {
+			return fmt.Sprintf("the kubelet has not heard of pod %s/%s yet", p.Namespace, p.Name), nil
+		}
+	}
+	return "", nil
 }

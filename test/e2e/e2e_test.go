@@ -9,6 +9,7 @@ package e2e
 import (
 	"errors"
 	"flag"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -44,7 +45,7 @@ func TestScripts(t *testing.T) {
 		// testscript runs scripts in parallel, and kube-proxy's tables are the machine's.
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
 			testscript.Run(t, testscript.Params{Files: []string{file}, Setup: setUp, RequireExplicitExec: true, Cmds: map[string]func(*testscript.TestScript, bool, []string){
-				"waitfor": waitFor, "killdaemon": killDaemon, "poweroff": powerOff, "leftovers": leftovers, "record": record, "same": same,
+				"waitfor": waitFor, "killdaemon": killDaemon, "poweroff": powerOff, "leftovers": leftovers, "record": record, "same": same, "listen": listen, "unlisten": unlisten,
 			}})
 		})
 	}
@@ -56,7 +57,7 @@ func setUp(env *testscript.Env) error {
 	if err != nil {
 		return err
 	}
-	env.Values[key{}] = m
+	env.Values[key{}], env.Values[listenerKey{}] = m, new(net.Listener)
 	env.Defer(func() {
 		t := env.T()
 		if v, ok := t.(interface{ Failed() bool }); ok && v.Failed() {
@@ -106,6 +107,20 @@ func killDaemon(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(machin
 
 // powerOff leaves what a power cut leaves.
 func powerOff(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(machineOf(ts).PowerOff()) }
+
+type listenerKey struct{}
+
+// listen takes a TCP port of loopback: listen PORT. unlisten gives it back.
+func listen(ts *testscript.TestScript, _ bool, args []string) {
+	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", args[0]))
+	ts.Check(err)
+	*ts.Value(listenerKey{}).(*net.Listener) = l
+	ts.Defer(func() { l.Close() })
+}
+
+func unlisten(ts *testscript.TestScript, _ bool, _ []string) {
+	ts.Check((*ts.Value(listenerKey{}).(*net.Listener)).Close())
+}
 
 // leftovers fails if a Ferry that is down has left anything but its data.
 func leftovers(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(machineOf(ts).Leftovers()) }

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -167,7 +168,10 @@ func kill(pid int) error {
 		return err
 	}
 	for range 1000 {
-		if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err != nil || strings.Contains(string(stat), ") Z ") {
+		// The first thread ends before the others, which hold files and locks.
+		threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+		stat, statErr := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil || statErr != nil || len(threads) <= 1 && strings.Contains(string(stat), ") Z ") {
 			return nil
 		}
 		time.Sleep(10 * time.Millisecond)
@@ -194,6 +198,9 @@ func (m *Machine) PowerOff() error {
 		errs = append(errs, unix.Unmount(point, unix.MNT_DETACH))
 	}
 	errs = append(errs, os.RemoveAll(m.RunDir))
+	for _, dir := range slices.Backward(m.cgroups()) {
+		errs = append(errs, os.Remove(dir))
+	}
 	exec.Command("ip", "link", "delete", m.Bridge).Run()
 	for _, table := range []string{"ip kube-proxy", "ip6 kube-proxy"} {
 		exec.Command("nft", append([]string{"delete", "table"}, strings.Fields(table)...)...).Run()
@@ -239,16 +246,30 @@ func (m *Machine) Leftovers() error {
 	for _, table := range m.tables() {
 		left = append(left, "nftables table "+table)
 	}
-	for _, glob := range []string{"/sys/fs/cgroup/*" + m.Cgroup, "/sys/fs/cgroup" + m.Cgroup} {
-		dirs, _ := filepath.Glob(glob)
-		for _, dir := range dirs {
-			left = append(left, "cgroup "+dir)
-		}
+	for _, dir := range m.cgroups() {
+		left = append(left, "cgroup "+dir)
 	}
 	if len(left) == 0 {
 		return nil
 	}
 	return fmt.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
+}
+
+// cgroups are the directories of this Ferry's cgroups in every hierarchy, outer ones first.
+func (m *Machine) cgroups() []string {
+	var list []string
+	for _, glob := range []string{"/sys/fs/cgroup/*" + m.Cgroup, "/sys/fs/cgroup" + m.Cgroup} {
+		tops, _ := filepath.Glob(glob)
+		for _, top := range tops {
+			filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+				if err == nil && d.IsDir() {
+					list = append(list, path)
+				}
+				return nil
+			})
+		}
+	}
+	return list
 }
 
 // tables are the nftables tables of this Ferry and of its kube-proxy.
@@ -295,9 +316,10 @@ func (m *Machine) processes() []int {
 		if err != nil {
 			continue
 		}
-		cmdline, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+		// A runner and a daemon write their logs in the directory.
 		exe, _ := os.Readlink(filepath.Join(dir, "exe"))
-		ours := strings.HasPrefix(exe, filepath.Join(m.Bin, "ferry")) && strings.Contains(string(cmdline), m.Dir) || pid == m.PID()
+		log, _ := os.Readlink(filepath.Join(dir, "fd", "2"))
+		ours := strings.HasPrefix(exe, filepath.Join(m.Bin, "ferry")) && strings.HasPrefix(log, m.Dir+"/")
 		if strings.Contains(string(cgroups), ":"+m.Cgroup+"/") || ours {
 			pids = append(pids, pid)
 		}

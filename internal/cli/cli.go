@@ -97,10 +97,9 @@ func (e *env) root() *cobra.Command {
 			"  ferry build -t app:v1 .        build an image from a Dockerfile\n" +
 			"  ferry run --rm app:v1          run it\n" +
 			"  kubectl --context ferry apply -f app.yaml",
-		SilenceErrors:     true,
-		SilenceUsage:      true,
-		Args:              cobra.ArbitraryArgs,
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return cmd.Help()

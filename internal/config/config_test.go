@@ -55,6 +55,9 @@ func TestDefaultsMergeIntoNested(t *testing.T) {
 	if got := c.Gateway().String(); got != "10.85.0.1" {
 		t.Errorf("Gateway = %s", got)
 	}
+	if c, err = Parse([]byte("network: {kubeProxy: }\n")); err != nil || c.Network.KubeProxy == nil {
+		t.Errorf("an empty kubeProxy is not the default: %v", err)
+	}
 }
 
 func TestLoadNamedFile(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"syscall"
 )
 
 // Kind says what sort of failure an error is.
@@ -91,8 +92,12 @@ func KindOf(err error) Kind {
 // Is reports whether err is of the given kind.
 func Is(err error, kind Kind) bool { return err != nil && KindOf(err) == kind }
 
-// HintOf returns the first hint in err's chain, or "".
+// HintOf returns the first hint in err's chain, or "". Where the system says
+// that no room is left, that is the next step, whatever failed for it.
 func HintOf(err error) string {
+	if errors.Is(err, syscall.ENOSPC) {
+		return "is the disk full? `df` and `ferry doctor` tell; make room, or set dataDir in the configuration"
+	}
 	for err != nil {
 		e, ok := errors.AsType[*Error](err)
 		if !ok {

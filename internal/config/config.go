@@ -30,7 +30,8 @@ type Config struct {
 	// RunDir holds what ends with the boot: sockets, namespaces, mount points, the daemon's pid.
 	RunDir string `json:"runDir,omitempty"`
 	// LibexecDir holds ferryd, ferry-runner and the bundled images (images/*.tar).
-	// Empty: the directory of the running program.
+	// Empty: the directory of the running program, or ../libexec/ferry from there
+	// if ferryd is there alone.
 	LibexecDir string `json:"libexecDir,omitempty"`
 	// LogLevel is one of debug, info, warn and error; Kubernetes' own messages of level info come with debug.
 	LogLevel string `json:"logLevel,omitempty"`
@@ -141,7 +142,7 @@ func (c *Config) complete() error {
 		if err != nil {
 			return fmt.Errorf("find own program: %w", err)
 		}
-		c.LibexecDir = filepath.Dir(exe)
+		c.LibexecDir = libexecDir(filepath.Dir(exe))
 	}
 	if c.NodeName == "" {
 		name, err := os.Hostname()
@@ -154,6 +155,18 @@ func (c *Config) complete() error {
 		c.Network.KubeProxy = Default().Network.KubeProxy
 	}
 	return nil
+}
+
+// libexecDir is where the daemon is for a program in bin: beside it as built,
+// or where `make install` puts it.
+func libexecDir(bin string) string {
+	installed := filepath.Join(bin, "..", "libexec", "ferry")
+	for _, dir := range []string{bin, installed} {
+		if _, err := os.Stat(filepath.Join(dir, "ferryd")); err == nil {
+			return dir
+		}
+	}
+	return bin
 }
 
 // nodeName turns a host name into a DNS-1123 subdomain, which Kubernetes asks of node names.

@@ -76,6 +76,19 @@ func TestLoadNamedFile(t *testing.T) {
 	}
 }
 
+func TestLibexecDir(t *testing.T) {
+	prefix := t.TempDir()
+	bin, libexec := filepath.Join(prefix, "bin"), filepath.Join(prefix, "libexec", "ferry")
+	for _, step := range []struct{ make, want string }{{bin, bin}, {filepath.Join(libexec, "ferryd"), libexec}, {filepath.Join(bin, "ferryd"), bin}} {
+		if err := os.MkdirAll(step.make, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if got := libexecDir(bin); got != step.want {
+			t.Errorf("with %s: %s, want %s", step.make, got, step.want)
+		}
+	}
+}
+
 func TestNodeName(t *testing.T) {
 	for in, want := range map[string]string{"Box_1": "box-1", "-a.": "a", "___": "ferry", "n.example": "n.example"} {
 		if got := nodeName(in); got != want {

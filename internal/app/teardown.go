@@ -9,8 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
-	"github.com/ferryos/ferry/internal/config"
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/kube"
 	"github.com/ferryos/ferry/internal/lifecycle"
@@ -37,8 +37,8 @@ func teardown(ctx context.Context, stderr io.Writer) error {
 	if err := group.Start(ctx); err != nil {
 		return err
 	}
-	errs := []error{p.endPods(ctx), group.Stop(ctx)}
-	errs = append(errs, p.network.Teardown(ctx), kube.Teardown(ctx, kubeOptions(cfg, log)), removeCgroups(cfg.CgroupParent), removeRunDir(cfg))
+	errs := []error{p.endPods(ctx), p.engine.Unmount(ctx), group.Stop(ctx)}
+	errs = append(errs, p.network.Teardown(ctx), kube.Teardown(ctx, kubeOptions(cfg, log)), removeCgroups(cfg.CgroupParent), removeRunDir(cfg.RunDir))
 	return errors.Join(errs...)
 }
 
@@ -84,16 +84,26 @@ func removeCgroups(parent string) error {
 }
 
 // removeRunDir removes what ends with the boot, but for the lock that is held.
-// A directory that still has a mount in it is left and reported.
-func removeRunDir(cfg config.Config) error {
-	entries, err := os.ReadDir(cfg.RunDir)
+// A directory that still has a mount in it is left and reported: what is
+// mounted, a stopped container's files say, is not ours to delete.
+func removeRunDir(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return err
 	}
 	var errs []error
 	for _, e := range entries {
-		if e.Name() != lockName {
-			errs = append(errs, os.RemoveAll(filepath.Join(cfg.RunDir, e.Name())))
+		path := filepath.Join(dir, e.Name())
+		switch {
+		case e.Name() == lockName:
+		case strings.Contains(string(mounts), " "+path+"/"), strings.Contains(string(mounts), " "+path+" "):
+			errs = append(errs, fmt.Errorf("something is still mounted in %s", path))
+		default:
+			errs = append(errs, os.RemoveAll(path))
 		}
 	}
 	return errors.Join(errs...)

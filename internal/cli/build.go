@@ -51,13 +51,13 @@ func (e *env) buildCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringArrayVarP(&opts.Tags, "tag", "t", nil, "`name` of the image, as NAME[:TAG]")
-	f.StringVarP(&opts.Dockerfile, "file", "f", "", "the Dockerfile, if it is not DIR/Dockerfile")
+	f.StringVarP(&opts.Dockerfile, "file", "f", "", "`path` of the Dockerfile, if it is not DIR/Dockerfile")
 	f.StringArrayVar(&args, "build-arg", nil, "set `KEY=VALUE` for an ARG; KEY alone takes the value from here")
 	f.StringArrayVar(&labels, "label", nil, "attach `KEY=VALUE`")
 	f.StringVar(&opts.Target, "target", "", "stop at this `stage`")
 	f.BoolVar(&opts.NoCache, "no-cache", false, "run every step again")
 	f.BoolVar(&opts.Pull, "pull", false, "ask registries for newer base images")
-	f.StringVar(&opts.Progress, "progress", "auto", "how progress is shown: `auto`, plain, tty or rawjson")
+	f.StringVar(&opts.Progress, "progress", "auto", "`style` of the progress: auto, plain, tty or rawjson")
 	f.StringVar(&idFile, "iidfile", "", "write the image's ID to a `file`")
 	f.BoolVarP(&quiet, "quiet", "q", false, "print the image's ID alone")
 	return cmd

@@ -102,8 +102,7 @@ func (e *env) root() *cobra.Command {
 
 		SuggestionsMinimumDistance: 2,
 
-		Args:              cobra.ArbitraryArgs,
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return cmd.Help()

@@ -77,28 +77,38 @@ func (e *env) startCommand() *cobra.Command {
 }
 
 func (e *env) stopCommand() *cobra.Command {
-	seconds := -2
+	var seconds int
 	cmd := e.onContainers("stop", "Stop running containers", "  ferry stop -t 2 web",
 		func(ctx context.Context, c *client.Client, name string) error {
 			_, err := c.ContainerStop(ctx, name, client.ContainerStopOptions{Timeout: timeout(seconds)})
 			return err
 		})
-	cmd.Flags().IntVarP(&seconds, "time", "t", seconds, "`seconds` to wait before killing; -1 waits for ever (default 10)")
-	cmd.Flags().Lookup("time").DefValue = ""
+	addTimeFlag(cmd, &seconds)
 	return cmd
 }
 
 func (e *env) restartCommand() *cobra.Command {
-	seconds := -2
+	var seconds int
 	cmd := e.onContainers("restart", "Stop and start containers", "  ferry restart web",
 		func(ctx context.Context, c *client.Client, name string) error {
 			_, err := c.ContainerRestart(ctx, name, client.ContainerRestartOptions{Timeout: timeout(seconds)})
 			return err
 		})
-	cmd.Flags().IntVarP(&seconds, "time", "t", seconds, "`seconds` to wait before killing")
-	cmd.Flags().Lookup("time").DefValue = ""
+	addTimeFlag(cmd, &seconds)
 	return cmd
 }
+
+// noTime is the value of a --time that was not given.
+const noTime = -2
+
+// addTimeFlag adds --time to a command. Its text tells what holds without it.
+func addTimeFlag(cmd *cobra.Command, seconds *int) {
+	cmd.Flags().IntVarP(seconds, "time", "t", noTime, "`seconds` to wait before killing; -1 waits for ever; without it the container's own time, or 10")
+	hideDefault(cmd, "time")
+}
+
+// hideDefault keeps a default that only says "not given" out of the help text.
+func hideDefault(cmd *cobra.Command, flag string) { cmd.Flags().Lookup(flag).DefValue = "0" }
 
 // timeout is nil, the container's own, unless the flag was given.
 func timeout(seconds int) *int {

@@ -279,8 +279,9 @@ func (e *env) runDown(ctx context.Context) error {
 	progress.Start("containers and network")
 	out, err := exec.CommandContext(ctx, filepath.Join(cfg.LibexecDir, "ferryd"), "teardown").CombinedOutput()
 	if err != nil {
-		text, hint, _ := strings.Cut(strings.TrimSpace(string(out)), "\nhint: ")
-		return fault.New(fault.Internal, "put the machine back: %s", strings.TrimPrefix(text, "error: ")).Hint("%s", orElse(hint, "run `ferry down` again; `ferry doctor` lists what is left"))
+		text, hint := spoken(string(out))
+		return fault.New(fault.Internal, "put the machine back: %s", orElse(text, err.Error())).
+			Hint("%s", orElse(hint, "run `ferry down` again; `ferry doctor` lists what is left"))
 	}
 	progress.Done("containers and network", time.Since(begin).Round(time.Millisecond).String())
 	path, err := kubeconfig.Path(e.getenv)
@@ -288,6 +289,16 @@ func (e *env) runDown(ctx context.Context) error {
 		return err
 	}
 	return kubeconfig.Remove(path, cfg.API.Context)
+}
+
+// spoken is the error and the hint that ferryd ended with, without the log before.
+func spoken(output string) (text, hint string) {
+	_, said, found := strings.Cut("\n"+output, "\nerror: ")
+	if !found {
+		said = output
+	}
+	text, hint, _ = strings.Cut(strings.TrimSpace(said), "\nhint: ")
+	return text, hint
 }
 
 // endDaemon asks the daemon to end and waits until it has.

@@ -47,7 +47,7 @@ func (e *env) runCommand() *cobra.Command {
 	cmd.Flags().SetInterspersed(false) // flags after the image are the program's
 	opts.addFlags(cmd)
 	cmd.Flags().BoolVarP(&opts.detach, "detach", "d", false, "leave it running and print its ID")
-	cmd.Flags().StringVar(&opts.pull, "pull", "missing", "pull the image: `missing`, always or never")
+	cmd.Flags().StringVar(&opts.pull, "pull", "missing", "`when` to pull the image: missing, always or never")
 	return cmd
 }
 

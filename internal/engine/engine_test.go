@@ -193,6 +193,43 @@ func TestArtifactVolume(t *testing.T) {
 	}
 }
 
+// TestUnmount takes the mounts of an exited container away, as ferry down does:
+// its files are kept, and it can be started again.
+func TestUnmount(t *testing.T) {
+	m := enginetest.New(t)
+	ctx := t.Context()
+	_, running := m.Run(engine.ContainerSpec{Name: "r", Command: []string{"sleep", "1000"}})
+	pod, c := m.Run(engine.ContainerSpec{Name: "c", Command: []string{"sh", "-c", "cat /kept; echo yes > /kept"}})
+	if _, err := m.Wait(ctx, c.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.StopPod(ctx, pod.ID); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // idempotent
+		if err := m.Unmount(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := func(id string) string { return filepath.Join(m.Dir(), "run", "c", id[:12], "rootfs") }
+	if bytes.Contains(mounts, []byte(root(c.ID))) || !bytes.Contains(mounts, []byte(root(running.ID))) {
+		t.Errorf("mounted are:\n%s", mounts)
+	}
+	if err := m.StartPod(ctx, pod.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.StartContainer(ctx, c.ID); err != nil {
+		t.Fatal(err)
+	}
+	if out := logOf(t, m, c); !strings.HasSuffix(out, "yes\n") {
+		t.Errorf("the second run printed:\n%s", out)
+	}
+}
+
 // TestNothingLeft removes what it made and looks at the disk.
 func TestNothingLeft(t *testing.T) {
 	m := enginetest.New(t)

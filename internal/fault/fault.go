@@ -99,10 +99,11 @@ func KindOf(err error) Kind {
 // Is reports whether err is of the given kind.
 func Is(err error, kind Kind) bool { return err != nil && KindOf(err) == kind }
 
-// HintOf returns the first hint in err's chain, or "". A full disk has its own.
+// HintOf returns the first hint in err's chain, or "". Where the system says
+// that no room is left, that is the next step, whatever failed for it.
 func HintOf(err error) string {
 	if full(err) {
-		return "the disk is full: make room, or set dataDir in the configuration to a place with more"
+		return "is the disk full? `df` and `ferry doctor` tell; make room, or set dataDir in the configuration"
 	}
 	for err != nil {
 		e, ok := errors.AsType[*Error](err)

@@ -3,12 +3,14 @@ package kube
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/url"
 	"path/filepath"
 	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/ferryos/ferry/internal/fault"
 )
@@ -24,6 +26,13 @@ func (e *etcdServer) close() { e.Server.HardStop() }
 const etcdTime = time.Minute
 
 func (c *Cluster) etcdSocket() string { return "unix://" + filepath.Join(c.opt.RunDir, "etcd.sock") }
+
+// lastWords is etcd's logger. Its errors come back as errors, but where it ends
+// the process, as with a full disk, its last message is all there is.
+func (c *Cluster) lastWords() *zap.Logger {
+	out := slog.NewLogLogger(c.opt.Log.With("part", "etcd").Handler(), slog.LevelError).Writer()
+	return zap.New(zapcore.NewCore(zapcore.NewConsoleEncoder(zapcore.EncoderConfig{MessageKey: "msg"}), zapcore.AddSync(out), zap.DPanicLevel))
+}
 
 // startEtcd starts a single-member etcd on unix sockets.
 func (c *Cluster) startEtcd(ctx, _ context.Context) error {
@@ -43,7 +52,7 @@ func (c *Cluster) startEtcd(ctx, _ context.Context) error {
 	// A lone member waits one election timeout at each start, for nobody.
 	cfg.TickMs, cfg.ElectionMs = 10, 100
 	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = embed.CompactorModePeriodic, "5m"
-	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(c.lastWords())
 	e, err := embed.StartEtcd(cfg)
 	if err != nil {
 		return fault.New(fault.Unavailable, "start: %w", err).Hint("is the disk full, or %s damaged?", cfg.Dir)

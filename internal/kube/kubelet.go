@@ -39,6 +39,7 @@ func (c *Cluster) kubeletServer() (*options.KubeletServer, error) {
 	k := &s.KubeletConfiguration
 	k.PodLogsDir, k.VolumePluginDir = c.dir("pod-logs"), c.dir("volume-plugins")
 	k.Address, k.Port, k.HealthzPort, k.EnableServer = c.opt.Gateway.String(), int32(c.opt.KubeletPort), 0, true
+	k.ReadOnlyPort = 0 // upstream's default without a file, 10255, shows all pods to everybody who reaches the bridge
 	k.TLSCertFile, k.TLSPrivateKeyFile = p("kubelet.crt"), p("kubelet.key")
 	k.Authentication.X509.ClientCAFile, k.Authentication.Anonymous.Enabled, k.Authentication.Webhook.Enabled = p("ca.crt"), false, true
 	k.Authorization.Mode = kubeletconfig.KubeletAuthorizationModeWebhook

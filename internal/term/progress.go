@@ -72,7 +72,7 @@ func (p *Progress) Start(step string) {
 }
 
 // Done says that a step ended well; detail ("120 ms") may be empty.
-func (p *Progress) Done(step, detail string) { p.end(step, Green, "✓", "started", detail) }
+func (p *Progress) Done(step, detail string) { p.end(step, Green, "✓", "done", detail) }
 
 // Fail says that a step failed.
 func (p *Progress) Fail(step, detail string) { p.end(step, Red, "✗", "failed", detail) }

@@ -62,7 +62,7 @@ func TestProgressPlain(t *testing.T) {
 	p.Done("etcd", "12 ms")
 	p.Fail("images", "")
 	p.Close()
-	if diff := cmp.Diff("etcd: started (12 ms)\nimages: failed\n", errs.String()); diff != "" {
+	if diff := cmp.Diff("etcd: done (12 ms)\nimages: failed\n", errs.String()); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -36,6 +36,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/ferryos/ferry/internal/fault"
 )
@@ -100,11 +101,15 @@ func (s *Store) Start(ctx context.Context) (err error) {
 		return fault.New(fault.Unsupported, "overlay snapshotter: %w", err).
 			Hint("put dataDir on a file system that overlayfs can use as its upper layer, such as ext4 or xfs")
 	}
-	s.bolt, err = bolt.Open(filepath.Join(s.opt.Root, "meta.db"), 0o600, &bolt.Options{
+	file := filepath.Join(s.opt.Root, "meta.db")
+	s.bolt, err = bolt.Open(file, 0o600, &bolt.Options{
 		Timeout: 2 * time.Second, NoFreelistSync: true, FreelistType: bolt.FreelistMapType})
 	if err != nil {
-		return errors.Join(fault.New(fault.Unavailable, "image store's metadata: %w", err).
-			Hint("another process may have it open, or the disk may be full"), s.overlay.Close())
+		hint := "it may be damaged; docs/how-to/troubleshooting.md tells how to begin with an empty store"
+		if errors.Is(err, bolterrors.ErrTimeout) {
+			hint = "another process has it open"
+		}
+		return errors.Join(fault.New(fault.Unavailable, "image store's metadata %s: %w", file, err).Hint("%s", hint), s.overlay.Close())
 	}
 	s.db = metadata.NewDB(s.bolt, blobs, map[string]snapshots.Snapshotter{SnapshotterName: s.overlay})
 	ctx = namespaced(ctx)

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -139,6 +140,32 @@ func TestCompletionScripts(t *testing.T) {
 	var out, errs bytes.Buffer
 	if code := Main(t.Context(), []string{"__complete", "do"}, strings.NewReader(""), &out, &errs, os.Getenv); code != 0 || !strings.Contains(out.String(), "doctor\t") {
 		t.Errorf("completing `ferry do`: exit code %d, %q, %s", code, out.String(), errs.String())
+	}
+}
+
+// TestLinks follows the links between the documents.
+func TestLinks(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)
+	root := filepath.Dir(docsDir)
+	files := []string{filepath.Join(root, "README.md"), filepath.Join(root, "CONTRIBUTING.md")}
+	if err := filepath.WalkDir(docsDir, func(path string, _ fs.DirEntry, err error) error {
+		if strings.HasSuffix(path, ".md") {
+			files = append(files, path)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range link.FindAllStringSubmatch(string(data), -1) {
+			if _, err := os.Stat(filepath.Join(filepath.Dir(file), m[1])); err != nil {
+				t.Errorf("%s: %v", file, err)
+			}
+		}
 	}
 }
 

@@ -92,6 +92,8 @@ func run(ctx context.Context, progress *progress, stderr io.Writer) error {
 	if err == nil {
 		log.Info("ready", "took", time.Since(begin))
 		progress.ready(time.Since(begin))
+		settled := time.AfterFunc(settleTime, func() { settle(log) })
+		defer settled.Stop()
 		select {
 		case <-ctx.Done():
 		case err = <-parts.cluster.Failed():

@@ -62,7 +62,10 @@ func newParts(cfg config.Config, log *slog.Logger, progress *progress) (*parts, 
 		p.registry,
 		runtime, cri.NewSocket(runtime, cfg.CRISocket(), log),
 		p.cluster,
-		lifecycle.Func{Label: "registry in the cluster", OnStart: p.shareRegistry(cfg.Registry.Port)},
+		lifecycle.Func{Label: "registry in the cluster", OnStart: func(ctx context.Context) error {
+			p.cluster.Keep(ctx, "the registry in the cluster", p.shareRegistry(cfg.Registry.Port))
+			return nil
+		}},
 	)
 	return p, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/diff/apply"
 	"github.com/containerd/containerd/v2/core/images"
@@ -13,6 +14,7 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/moby/buildkit/cache/metadata"
+	"github.com/moby/buildkit/client"
 	containerdsnapshot "github.com/moby/buildkit/snapshot/containerd"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/leaseutil"
@@ -21,6 +23,7 @@ import (
 	resolverconfig "github.com/moby/buildkit/util/resolver/config"
 	"github.com/moby/buildkit/worker/base"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/engine/store"
 	"github.com/ferryos/ferry/internal/fault"
@@ -60,10 +63,28 @@ func (b *Builder) workerOptions(k *kit) (base.WorkerOpt, error) {
 		Differ:         walking.NewWalkingDiff(blobs),
 		ImageStore:     namedImages{s.ImageStore()},
 		LeaseManager:   leaseutil.WithNamespace(s.Leases(), store.Namespace),
+		GCPolicy:       cachePolicy(root),
 		RegistryHosts:  resolver.NewRegistryConfig(registries),
 		MountPoolRoot:  filepath.Join(root, "cachemounts"),
 		GarbageCollect: func(ctx context.Context) (gc.Stats, error) { return nil, s.GC(ctx) },
 	}, nil
+}
+
+// cachePolicy is what of the build cache is kept: contexts and cache mounts for
+// two days, all else while there is room for it, as BuildKit's own daemon does.
+func cachePolicy(root string) []client.PruneInfo {
+	const gigabyte = 1 << 30
+	limit := int64(20 * gigabyte)
+	var st unix.Statfs_t
+	if unix.Statfs(root, &st) == nil {
+		limit = min(limit, int64(st.Blocks)*st.Bsize/10)
+	}
+	return []client.PruneInfo{
+		{Filter: []string{"type==source.local,type==exec.cachemount,type==source.git.checkout"}, KeepDuration: 48 * time.Hour, MaxUsedSpace: limit / 10},
+		{KeepDuration: 60 * 24 * time.Hour, MaxUsedSpace: limit},
+		{MaxUsedSpace: limit},
+		{All: true, MaxUsedSpace: limit},
+	}
 }
 
 // namedImages is the image store for BuildKit, whose calls do not carry the

@@ -186,6 +186,8 @@ func lastError(path string) string {
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		if _, text, ok := strings.Cut(lines.Text(), "level=ERROR msg="); ok {
 			last = text
+		} else if strings.HasPrefix(lines.Text(), "panic: ") || strings.HasPrefix(lines.Text(), "fatal error: ") {
+			return lines.Text()
 		}
 	}
 	return last

@@ -68,8 +68,7 @@ type Network struct {
 type API struct {
 	// Port is where the Kubernetes API listens, on loopback and on the bridge's gateway.
 	Port int `json:"port,omitempty"`
-	// KubeletPort is the kubelet's HTTPS port on the bridge's gateway. The one
-	// below it, on loopback, is that of kube-proxy's metrics.
+	// KubeletPort is the kubelet's HTTPS port on the bridge's gateway.
 	KubeletPort int `json:"kubeletPort,omitempty"`
 	// Context is the name of the kubeconfig context, cluster and user that `ferry up` writes.
 	Context string `json:"context,omitempty"`

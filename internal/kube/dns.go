@@ -32,9 +32,7 @@ const dnsRole = "ferry:coredns"
 // startDNS starts CoreDNS on the bridge's address, where pods ask it, and names
 // it as the Service kube-dns.
 func (c *Cluster) startDNS(ctx, _ context.Context) error {
-	if err := c.ensureDNSObjects(ctx); err != nil {
-		return err
-	}
+	c.Keep(ctx, "objects of cluster DNS", c.ensureDNSObjects)
 	kubeconfig, err := c.writeKubeconfig(naming)
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	kubecontainer "k8s.io/kubernetes/pkg/kubelet/container"
 	"k8s.io/kubernetes/pkg/kubelet/pleg"
 	"k8s.io/kubernetes/pkg/kubelet/volumemanager"
+	volumeutil "k8s.io/kubernetes/pkg/volume/util"
 	volumetypes "k8s.io/kubernetes/pkg/volume/util/types"
 )
 
@@ -102,8 +103,11 @@ const patience = 2 * time.Second
 
 // WaitForAttachAndMount implements volumemanager.VolumeManager.
 func (q *quickVolumes) WaitForAttachAndMount(ctx context.Context, pod *v1.Pod) error {
+	// A volume that no container mounts is not mounted either.
+	mounts, devices, _ := volumeutil.GetPodVolumeNames(pod, false)
+	expected := len(mounts.Union(devices))
 	q.watch(ctx, func() bool {
-		return len(q.GetMountedVolumesForPod(volumetypes.UniquePodName(pod.UID))) >= len(pod.Spec.Volumes)
+		return len(q.GetMountedVolumesForPod(volumetypes.UniquePodName(pod.UID))) >= expected
 	})
 	return q.VolumeManager.WaitForAttachAndMount(ctx, pod)
 }

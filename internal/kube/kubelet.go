@@ -3,6 +3,8 @@ package kube
 import (
 	"context"
 	"fmt"
+	"net"
+	"strconv"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -65,6 +67,15 @@ func (c *Cluster) startKubelet(_, run context.Context) error {
 	if err != nil {
 		return err
 	}
+	// Tried first: where it cannot listen, the kubelet ends the process.
+	l, err := listen(net.JoinHostPort(c.opt.Gateway.String(), strconv.Itoa(c.opt.KubeletPort)), "api.kubeletPort")
+	if err != nil {
+		return err
+	}
+	if err := l.Close(); err != nil {
+		return err
+	}
+	kubelet.ContainerLogsDir = c.dir("container-links") // links for log collectors, by default in /var/log
 	ctx := run
 	deps, err := kubeletapp.UnsecuredDependencies(ctx, s, utilfeature.DefaultFeatureGate)
 	if err != nil {

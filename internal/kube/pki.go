@@ -147,7 +147,13 @@ func keyPEM(key *ecdsa.PrivateKey) []byte {
 func (k *keys) write(name string, data []byte) error { return writeSecret(k.path(name), data) }
 
 func writeSecret(path string, data []byte) error {
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	// A power cut must not leave an empty key under the name.
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
 	return os.Rename(path+".new", path)

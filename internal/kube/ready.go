@@ -16,6 +16,8 @@ import (
 // the node and the default service account exists.
 func (c *Cluster) WaitReady(ctx context.Context) error {
 	last := "nothing was heard of the node"
+	ctx, cancel := context.WithTimeout(ctx, readyTime)
+	defer cancel()
 	for {
 		why, err := c.notReady(ctx)
 		if err == nil && why == "" {
@@ -29,7 +31,7 @@ func (c *Cluster) WaitReady(ctx context.Context) error {
 		case err := <-c.failed:
 			return err
 		case <-ctx.Done():
-			return fault.New(fault.Unavailable, "the node is not ready: %s", last).Hint("the log tells more; see `ferry doctor`")
+			return fault.New(fault.Unavailable, "the node is not ready after %v: %s", readyTime, last).Hint("the log tells more; see `ferry doctor`")
 		}
 	}
 }
@@ -52,7 +54,8 @@ func (c *Cluster) notReady(ctx context.Context) (string, error) {
 			return cond.Message, nil
 		}
 		for _, taint := range node.Spec.Taints {
-			if taint.Effect == v1.TaintEffectNoSchedule {
+			// Others are its owner's wish (kubectl cordon), or pressure that may last: no reason to wait.
+			if taint.Key == v1.TaintNodeNotReady {
 				return fmt.Sprintf("it has the taint %s", taint.Key), nil
 			}
 		}

@@ -61,7 +61,7 @@ func New(bin string) (*Machine, error) {
 	if err := os.Chmod(dir, 0o711); err != nil {
 		return nil, err
 	}
-	ports, err := freePorts(4)
+	ports, err := freePorts(3)
 	if err != nil {
 		return nil, err
 	}
@@ -70,12 +70,12 @@ func New(bin string) (*Machine, error) {
 	pods, services, third := 100+int(sum[0])%70, 180+int(sum[0])%70, int(sum[1])
 	m := &Machine{Bin: bin, Dir: dir, ConfigFile: filepath.Join(dir, "config.yaml"), DataDir: filepath.Join(dir, "data"),
 		RunDir: filepath.Join(dir, "run"), Kubeconfig: filepath.Join(dir, "kubeconfig"), Cgroup: "/ferry-e2e-" + id, Bridge: "fe" + id,
-		Gateway: fmt.Sprintf("10.%d.%d.1", pods, third), APIPort: ports[0], Registry: ports[3]}
+		Gateway: fmt.Sprintf("10.%d.%d.1", pods, third), APIPort: ports[0], Registry: ports[2]}
 	config := map[string]any{
 		"dataDir": m.DataDir, "runDir": m.RunDir, "cgroupParent": m.Cgroup,
 		"network": map[string]any{"bridge": m.Bridge,
 			"podCIDR": fmt.Sprintf("10.%d.%d.0/24", pods, third), "serviceCIDR": fmt.Sprintf("10.%d.%d.0/24", services, third)},
-		"api":      map[string]any{"port": m.APIPort, "kubeletPort": ports[2]},
+		"api":      map[string]any{"port": m.APIPort, "kubeletPort": ports[1]},
 		"registry": map[string]any{"port": m.Registry},
 	}
 	data, err := json.Marshal(config) // JSON is YAML
@@ -85,8 +85,7 @@ func New(bin string) (*Machine, error) {
 	return m, os.WriteFile(m.ConfigFile, data, 0o644)
 }
 
-// freePorts returns n ports that nobody listens on now, in sequence: kube-proxy
-// takes the one before the kubelet's for its metrics.
+// freePorts returns n ports in sequence that nobody listens on now.
 func freePorts(n int) ([]int, error) {
 	for base := 20000 + os.Getpid()%20000; base < 60000; base += n {
 		ports := []int{}

@@ -1,7 +1,6 @@
 package proc
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -255,29 +254,30 @@ func (s *server) wait(conn *runner.Conn, body json.RawMessage) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := untilGone(conn)
-	defer cancel()
 	select {
 	case <-c.exited:
 		return c.exit, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	case <-whenGone(conn):
+		return nil, errGone
 	case <-s.closed:
 		return nil, errClosing
 	}
 }
 
-var errClosing = fault.New(fault.Unavailable, "the runner is shutting down")
+var (
+	errClosing = fault.New(fault.Unavailable, "the runner is shutting down")
+	errGone    = fault.New(fault.Unavailable, "the caller has hung up")
+)
 
-// untilGone returns a context that ends when the caller hangs up. Nothing else
-// may read from conn.
-func untilGone(conn *runner.Conn) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(context.Background())
+// whenGone returns a channel that is closed when the caller hangs up. Nothing
+// else may read from conn.
+func whenGone(conn *runner.Conn) <-chan struct{} {
+	gone := make(chan struct{})
 	go func() { // ends with the connection, which handle closes
 		conn.Read()
-		cancel()
+		close(gone)
 	}()
-	return ctx, cancel
+	return gone
 }
 
 // killAll kills every container and waits until all are gone.

@@ -40,10 +40,10 @@ func (e *env) connect(conn client.HijackedResponse, tty, stdin bool) (*streams, 
 	}
 	if stdin {
 		// Nothing waits for this goroutine: a read of the terminal ends with the
-		// program alone.
+		// program alone. That the other side is gone its output says.
 		go func() {
-			io.Copy(conn.Conn, e.term.In)
-			conn.CloseWrite()
+			_, _ = io.Copy(conn.Conn, e.term.In)
+			_ = conn.CloseWrite()
 		}()
 	} else if err := conn.CloseWrite(); err != nil {
 		return nil, err

@@ -127,17 +127,17 @@ func (c *Cluster) Stop(ctx context.Context) error {
 	if c.cancel == nil {
 		return nil
 	}
+	var err error
 	if c.dns != nil {
-		c.dns.stop()
+		err = c.dns.stop()
 	}
 	c.cancel()
 	done := make(chan struct{})
 	go func() { c.parts.Wait(); close(done) }()
-	var err error
 	select {
 	case <-done:
 	case <-ctx.Done():
-		err = fmt.Errorf("kubernetes did not end: %w", ctx.Err())
+		err = errors.Join(err, fmt.Errorf("kubernetes did not end: %w", ctx.Err()))
 	case <-time.After(stopTime):
 		// The kubelet's loops end with the process; nothing is lost by not waiting for them.
 		c.opt.Log.Info("left kubernetes' last loops to the end of the process")

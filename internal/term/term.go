@@ -152,11 +152,11 @@ func (t *Terminal) Rows(header []string, rows [][]string) error {
 	for _, row := range rows {
 		for i, cell := range row {
 			if i > 0 {
-				io.WriteString(w, "\t")
+				fmt.Fprint(w, "\t")
 			}
-			clean.WriteString(w, cell)
+			fmt.Fprint(w, clean.Replace(cell))
 		}
-		io.WriteString(w, "\n")
+		fmt.Fprintln(w)
 	}
 	return w.Flush()
 }

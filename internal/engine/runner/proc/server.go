@@ -61,17 +61,17 @@ func (s *server) serve() error {
 	}
 }
 
-// handle answers one call.
+// handle answers one call. A caller that is gone misses its answer.
 func (s *server) handle(raw *net.UnixConn) {
 	defer raw.Close()
 	conn := runner.NewConn(raw)
 	if err := checkPeer(raw); err != nil {
-		conn.WriteError(err)
+		_ = conn.WriteError(err)
 		return
 	}
 	req, err := conn.ReadRequest()
 	if err != nil {
-		conn.WriteError(err)
+		_ = conn.WriteError(err)
 		return
 	}
 	var result any
@@ -86,7 +86,7 @@ func (s *server) handle(raw *net.UnixConn) {
 	case runner.OpShutdown:
 		// Answered before the listener closes: the process may be gone right after.
 		s.killAll()
-		conn.WriteJSON(runner.FrameResult, nil)
+		_ = conn.WriteJSON(runner.FrameResult, nil)
 		s.close()
 		return
 	case runner.OpWait:
@@ -95,10 +95,10 @@ func (s *server) handle(raw *net.UnixConn) {
 		result, err = s.simple(req)
 	}
 	if err != nil {
-		conn.WriteError(err)
+		_ = conn.WriteError(err)
 		return
 	}
-	conn.WriteJSON(runner.FrameResult, result)
+	_ = conn.WriteJSON(runner.FrameResult, result)
 }
 
 // checkPeer lets only root in: who speaks here can start processes as root.
@@ -274,7 +274,7 @@ var (
 func whenGone(conn *runner.Conn) <-chan struct{} {
 	gone := make(chan struct{})
 	go func() { // ends with the connection, which handle closes
-		conn.Read()
+		_, _, _ = conn.Read()
 		close(gone)
 	}()
 	return gone

@@ -20,6 +20,11 @@ RUNNER_TAGS  := seccomp netgo osusergo
 RUNNER_FLAGS := -s -w -linkmode external -extldflags "-static \
 -Wl,--wrap=seccomp_rule_add_array,--wrap=seccomp_rule_add_exact_array,--wrap=seccomp_export_bpf"
 
+# Linters, at versions that go.mod need not know.
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+ERRCHECK    := github.com/kisielk/errcheck@v1.30.0
+SCRIPTS     := .ci/run scripts/deps $(wildcard scripts/*.sh examples/*/*.sh test/*/*.sh)
+
 # Packages whose tests also run under the race detector: light ones with goroutines.
 RACE := ./internal/lifecycle ./internal/term ./internal/engine/crilog ./internal/engine/runner
 
@@ -47,9 +52,13 @@ kubectl:
 
 test: deps lint unit race e2e ## lint and all tests; those that run containers need root
 
-lint: ## formatting and go vet
+lint: deps ## formatting, go.mod, go vet, staticcheck, unhandled errors, shellcheck
 	@files=$$(git ls-files '*.go' | xargs gofmt -l); test -z "$$files" || { echo "not formatted: $$files"; exit 1; }
+	$(GO) mod tidy -diff
 	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) -checks all ./...
+	$(GO) run $(ERRCHECK) -exclude scripts/errcheck.exclude ./...
+	shellcheck -x $(SCRIPTS)
 
 unit: ## all tests
 	$(GO) test -p 2 -timeout 20m ./cmd/... ./internal/... ./runtimes/...

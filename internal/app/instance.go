@@ -43,7 +43,7 @@ func lockInstance(cfg config.Config) (unlock func(), err error) {
 		return nil, fault.New(fault.Unavailable, "write the process id: %w", err).Hint("make room in %s", cfg.RunDir)
 	}
 	return func() {
-		os.Remove(cfg.PIDFile())
+		_ = os.Remove(cfg.PIDFile()) // one that stays is overwritten, and the lock decides
 		f.Close()
 	}, nil
 }

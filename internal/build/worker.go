@@ -56,7 +56,7 @@ func (b *Builder) workerOptions(k *kit) (base.WorkerOpt, error) {
 		// Networks are the executor's business; BuildKit only asks which modes there are.
 		NetworkProviders: map[pb.NetMode]network.Provider{pb.NetMode_UNSET: network.NewNoneProvider(),
 			pb.NetMode_NONE: network.NewNoneProvider(), pb.NetMode_HOST: network.NewHostProvider()},
-		Executor:       newExecutor(b.opt.Engine, root),
+		Executor:       newExecutor(b.opt.Engine, root, b.opt.Log),
 		Snapshotter:    containerdsnapshot.NewSnapshotter(store.SnapshotterName, s.Snapshotter(), store.Namespace, nil),
 		ContentStore:   blobs,
 		Applier:        apply.NewFileSystemApplier(blobs),

@@ -178,7 +178,7 @@ type outputFlag struct{ format string }
 // addFlags adds -o to a command.
 func (o *outputFlag) addFlags(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&o.format, "output", "o", string(term.Table), "output `format`: table, json or yaml")
-	cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 }
 
 // show prints v as JSON or YAML, or calls table.

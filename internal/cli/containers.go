@@ -208,7 +208,7 @@ func (e *env) runExec(ctx context.Context, c *client.Client, name string, opts c
 	defer streams.restore()
 	if opts.TTY {
 		stop := e.proxySignals(true, func(string) {}, func(size terminalSize) {
-			c.ExecResize(ctx, created.ID, client.ExecResizeOptions{Height: size.Height, Width: size.Width})
+			_, _ = c.ExecResize(ctx, created.ID, client.ExecResizeOptions(size)) // the process may have ended already
 		})
 		defer stop()
 	}

@@ -3,6 +3,7 @@ package cli
 import (
 	"bufio"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"strings"
@@ -213,8 +214,7 @@ func writeWhole(path string, in io.Reader) error {
 		err = closeErr
 	}
 	if err != nil {
-		os.Remove(f.Name())
-		return err
+		return errors.Join(err, os.Remove(f.Name()))
 	}
 	return os.Rename(f.Name(), path)
 }

@@ -129,10 +129,10 @@ func (e *env) launch(ctx context.Context, cfg config.Config) error {
 	if err != nil {
 		return fault.New(fault.Unavailable, "start ferryd: %w", err)
 	}
-	stop := context.AfterFunc(ctx, func() { cmd.Process.Signal(syscall.SIGTERM) })
+	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Signal(syscall.SIGTERM) })
 	defer stop()
 	if err := e.follow(r, cfg); err != nil {
-		cmd.Wait()
+		_ = cmd.Wait() // what it told is better than its exit code
 		return err
 	}
 	return cmd.Process.Release()
@@ -180,7 +180,9 @@ func lastError(path string) string {
 	defer f.Close()
 	const window = 64 << 10
 	if info, err := f.Stat(); err == nil && info.Size() > window {
-		f.Seek(-window, io.SeekEnd)
+		if _, err := f.Seek(-window, io.SeekEnd); err != nil {
+			return unknown
+		}
 	}
 	last := unknown
 	for lines := bufio.NewScanner(f); lines.Scan(); {

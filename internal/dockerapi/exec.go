@@ -165,7 +165,7 @@ func (s *Server) execStart(w http.ResponseWriter, r *http.Request) error {
 	}
 	if err := s.runExec(ctx, e, size, streams); err != nil && e.engineID == "" {
 		// The answer has begun: the message goes where the output would.
-		stderr.Write([]byte(message(startError(err)) + "\r\n"))
+		_, _ = stderr.Write([]byte(message(startError(err)) + "\r\n"))
 	}
 	return nil
 }

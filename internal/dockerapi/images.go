@@ -286,6 +286,6 @@ func newMessages(w http.ResponseWriter) messages {
 // send writes one message; a client that is gone is noticed by the server.
 func (m messages) send(msg jsonstream.Message) {
 	if m.enc.Encode(msg) == nil {
-		m.rc.Flush()
+		_ = m.rc.Flush()
 	}
 }

@@ -155,7 +155,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, h handlerFunc) {
 		s.opt.Log.Debug("request failed", "method", r.Method, "path", r.URL.Path, "error", err)
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(fault.HTTPStatus(err))
-		json.NewEncoder(w).Encode(common.ErrorResponse{Message: message(err)})
+		_ = json.NewEncoder(w).Encode(common.ErrorResponse{Message: message(err)})
 	}
 }
 

@@ -64,7 +64,8 @@ func (e *Engine) RunBundle(ctx context.Context, b Bundle, streams Streams) (code
 		var errs []error
 		if client != nil {
 			e.bundles.set(b.ID, nil)
-			errs = append(errs, client.Shutdown(end), client.Close())
+			errs = append(errs, client.Shutdown(end))
+			client.Close()
 		}
 		if b.Network == ModePod {
 			errs = append(errs, e.opt.Network.Detach(end, b.ID))

@@ -295,9 +295,9 @@ func (e *Engine) PortForward(ctx context.Context, podID string, port int, conn i
 	sent := make(chan struct{})
 	go func() {
 		defer close(sent)
-		io.Copy(remote, conn)
+		_, _ = io.Copy(remote, conn) // a side that is gone ends the other direction too
 		if half, ok := remote.(interface{ CloseWrite() error }); ok {
-			half.CloseWrite()
+			_ = half.CloseWrite()
 		}
 	}()
 	_, err = io.Copy(conn, remote)

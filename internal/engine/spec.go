@@ -28,7 +28,6 @@ type specInput struct {
 	ns        namespaces
 	sysctls   map[string]string
 	hostIPC   bool
-	hostNet   bool
 	heldCaps  []string // what this process may pass on
 	minOOMAdj int      // the lowest oom_score_adj this process may set
 	cgroupV2  bool

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -21,9 +22,8 @@ import (
 // dnsServer is CoreDNS.
 type dnsServer struct{ *caddy.Instance }
 
-func (d *dnsServer) stop() {
-	d.ShutdownCallbacks()
-	d.Stop()
+func (d *dnsServer) stop() error {
+	return errors.Join(append(d.ShutdownCallbacks(), d.Stop())...)
 }
 
 // dnsRole is what CoreDNS reads, as its own deployment is allowed to.

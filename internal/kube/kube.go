@@ -132,17 +132,19 @@ func (c *Cluster) Stop(ctx context.Context) error {
 	c.cancel()
 	done := make(chan struct{})
 	go func() {
+		defer close(done)
 		if c.dns != nil {
-			c.dns.stop()
+			if err := c.dns.stop(); err != nil {
+				c.opt.Log.Error("stop cluster DNS", "error", err)
+			}
 		}
 		c.parts.Wait()
-		close(done)
 	}()
 	var err error
 	select {
 	case <-done:
 	case <-ctx.Done():
-		err = fmt.Errorf("kubernetes did not end: %w", ctx.Err())
+		err = errors.Join(err, fmt.Errorf("kubernetes did not end: %w", ctx.Err()))
 	case <-time.After(stopTime):
 		// The kubelet's loops end with the process; nothing is lost by not waiting for them.
 		c.opt.Log.Info("left kubernetes' last loops to the end of the process")

@@ -132,7 +132,7 @@ func (r *Registry) guard(next http.Handler) http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(http.StatusUnauthorized)
 		// The error format of the OCI distribution specification.
-		json.NewEncoder(w).Encode(map[string]any{"errors": []map[string]string{{
+		_ = json.NewEncoder(w).Encode(map[string]any{"errors": []map[string]string{{
 			"code": "UNAUTHORIZED", "message": "pushing needs the registry's credential"}}})
 	})
 }

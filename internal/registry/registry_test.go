@@ -25,6 +25,13 @@ func start(t *testing.T, root string, port int) *Registry {
 	return r
 }
 
+func stop(t *testing.T, r *Registry) {
+	t.Helper()
+	if err := r.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 func freePort(t *testing.T) int {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -85,11 +92,9 @@ func TestPushAsksForTheCredentialAndAnybodyPulls(t *testing.T) {
 	if res, text := do(t, "PUT", base+"/manifests/v1", password, kind, manifest); res.StatusCode != 201 {
 		t.Fatalf("manifest: %d %s", res.StatusCode, text)
 	}
-	if err := r.Stop(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	stop(t, r)
 	again := start(t, root, port)
-	defer again.Stop(t.Context())
+	defer stop(t, again)
 	if _, now := again.Credential(); now != password {
 		t.Error("the credential changed with a restart")
 	}
@@ -102,7 +107,7 @@ func TestPushAsksForTheCredentialAndAnybodyPulls(t *testing.T) {
 func TestPortTakenAndDockerConfig(t *testing.T) {
 	port := freePort(t)
 	r := start(t, t.TempDir(), port)
-	defer r.Stop(t.Context())
+	defer stop(t, r)
 	other := New(Options{Root: t.TempDir(), Gateway: netip.MustParseAddr("127.0.0.2"), Port: port, Log: slog.New(slog.DiscardHandler)})
 	if err := other.Start(t.Context()); !fault.Is(err, fault.Unavailable) || fault.HintOf(err) == "" {
 		t.Errorf("second start: %v", err)

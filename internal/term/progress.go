@@ -2,7 +2,6 @@ package term
 
 import (
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -57,7 +56,7 @@ func (p *Progress) draw() {
 	if !p.t.errTTY {
 		return
 	}
-	io.WriteString(p.t.Err, "\r\x1b[2K")
+	fmt.Fprint(p.t.Err, "\r\x1b[2K")
 	if len(p.running) > 0 {
 		fmt.Fprintf(p.t.Err, "%s %s", p.t.PaintErr(Yellow, frames[p.frame%len(frames)]), strings.Join(p.running, ", "))
 	}

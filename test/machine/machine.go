@@ -200,12 +200,13 @@ func (m *Machine) PowerOff() error {
 	for _, dir := range slices.Backward(m.cgroups()) {
 		errs = append(errs, os.Remove(dir))
 	}
-	exec.Command("ip", "link", "delete", m.Bridge).Run()
+	// These may be gone already; Leftovers tells of what stays.
+	_ = exec.Command("ip", "link", "delete", m.Bridge).Run()
 	for _, table := range []string{"ip kube-proxy", "ip6 kube-proxy"} {
-		exec.Command("nft", append([]string{"delete", "table"}, strings.Fields(table)...)...).Run()
+		_ = exec.Command("nft", append([]string{"delete", "table"}, strings.Fields(table)...)...).Run()
 	}
 	for _, table := range m.tables() {
-		exec.Command("nft", append([]string{"delete", "table"}, strings.Fields(table)...)...).Run()
+		_ = exec.Command("nft", append([]string{"delete", "table"}, strings.Fields(table)...)...).Run()
 	}
 	return errors.Join(errs...)
 }
@@ -260,7 +261,7 @@ func (m *Machine) cgroups() []string {
 	for _, glob := range []string{"/sys/fs/cgroup/*" + m.Cgroup, "/sys/fs/cgroup" + m.Cgroup} {
 		tops, _ := filepath.Glob(glob)
 		for _, top := range tops {
-			filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+			_ = filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
 				if err == nil && d.IsDir() {
 					list = append(list, path)
 				}

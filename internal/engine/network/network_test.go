@@ -263,8 +263,10 @@ func wantUDP(t testing.TB, c net.Conn, want string) {
 	var got string
 	// A datagram may be lost while the port has no container, so ask a few times.
 	for range 5 {
-		c.SetDeadline(time.Now().Add(time.Second))
-		c.Write([]byte("?"))
+		if err := c.SetDeadline(time.Now().Add(time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprint(c, "?")
 		k, err := c.Read(buf)
 		if got = string(buf[:k]); err == nil && got == want {
 			return

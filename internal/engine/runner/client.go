@@ -60,14 +60,14 @@ func Launch(ctx context.Context, opt LaunchOptions) (*Client, error) {
 	}
 	c := &Client{dir: opt.Dir, pid: cmd.Process.Pid, reaped: make(chan struct{}), open: map[net.Conn]struct{}{}}
 	go func() { // ends with the runner, which may be after us: nobody can wait for it
-		cmd.Wait()
+		_ = cmd.Wait() // how it ended says its log
 		close(c.reaped)
 	}()
 	stop := context.AfterFunc(ctx, func() { ready.Close() })
 	defer stop()
 	var one [1]byte
 	if _, err := ready.Read(one[:]); err != nil {
-		cmd.Process.Kill()
+		_ = cmd.Process.Kill() // fails if it has ended, which is as well
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
@@ -103,14 +103,13 @@ func Dial(ctx context.Context, dir string) (*Client, error) {
 func (c *Client) PID() int { return c.pid }
 
 // Close ends this client's calls. The runner lives on.
-func (c *Client) Close() error {
+func (c *Client) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closed = true
 	for conn := range c.open {
 		conn.Close()
 	}
-	return nil
 }
 
 // begin opens a connection and sends a request. The connection is closed when

@@ -56,7 +56,9 @@ func newHarness(tb testing.TB, setup runner.SetupRequest) *harness {
 		if err := runner.KillOrphans(h.cgroup); err != nil {
 			tb.Error(err)
 		}
-		os.RemoveAll(base)
+		if err := os.RemoveAll(base); err != nil {
+			tb.Error(err)
+		}
 	})
 	if h.ns, err = h.Setup(tb.Context(), setup); err != nil {
 		tb.Fatal(err)
@@ -362,7 +364,10 @@ func TestRunnerOutlivesClient(t *testing.T) {
 		t.Errorf("short: %+v, %v", x, err)
 	}
 	seen := make(chan runner.Event, 8)
-	go other.Events(ctx, func(ev runner.Event) { seen <- ev })
+	go func() {
+		defer close(seen)
+		_ = other.Events(ctx, func(ev runner.Event) { seen <- ev }) // until the runner has ended
+	}()
 	if ev := <-seen; ev.ID != "short" || ev.Type != runner.EventExit {
 		t.Errorf("first event = %+v, want the past exit", ev)
 	}
@@ -371,9 +376,10 @@ func TestRunnerOutlivesClient(t *testing.T) {
 	}
 	for ev := range seen {
 		if ev.ID == "long" && ev.Type == runner.EventExit {
-			break
+			return
 		}
 	}
+	t.Error("no event tells the end of the other container")
 }
 
 func TestLogRotation(t *testing.T) {

@@ -77,7 +77,7 @@ func sendInput(ctx context.Context, conn *Conn, s Streams) {
 					return
 				}
 				if err != nil {
-					conn.Write(FrameStdinEnd, nil)
+					_ = conn.Write(FrameStdinEnd, nil)
 					return
 				}
 			}

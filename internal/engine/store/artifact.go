@@ -67,7 +67,7 @@ func (s *Store) fill(ctx context.Context, img Image, mounts []Mount) (err error)
 	if err != nil {
 		return err
 	}
-	defer os.Remove(dir)
+	defer func() { err = errors.Join(err, os.Remove(dir)) }()
 	if err := s.MountAll(mounts, dir); err != nil {
 		return err
 	}

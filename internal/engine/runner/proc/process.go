@@ -173,7 +173,7 @@ func (p *process) startWithTerminal(ctr *libcontainer.Container) error {
 	term, err := receiveFile(ours)
 	if err != nil {
 		p.kill()
-		p.lib.Wait()
+		_, _ = p.lib.Wait()
 		return fmt.Errorf("terminal: %w", err)
 	}
 	p.term = term
@@ -234,7 +234,8 @@ func (p *process) drain() {
 	close(p.done)
 }
 
-func (p *process) kill() { p.lib.Signal(unix.SIGKILL) }
+// kill ends the process, unless it has ended.
+func (p *process) kill() { _ = p.lib.Signal(unix.SIGKILL) }
 
 func (p *process) resize(size [2]uint) error {
 	if p.term == nil {
@@ -258,7 +259,7 @@ func (p *process) write(b []byte) {
 	w := p.stdin
 	p.mu.Unlock()
 	if w != nil {
-		w.Write(b)
+		_, _ = w.Write(b)
 	}
 }
 
@@ -270,7 +271,7 @@ func (p *process) endInput() {
 	switch {
 	case p.stdin == nil:
 	case p.tty:
-		p.stdin.Write([]byte{4})
+		_, _ = p.stdin.Write([]byte{4})
 	default:
 		p.stdin.Close()
 		p.stdin = nil

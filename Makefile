@@ -69,6 +69,9 @@ race: ## the tests of light packages under the race detector
 e2e: build kubectl ## the scripts of test/e2e against the real programs; RUN=Scripts/crash for one
 	$(GO) test ./test/e2e -count=1 -timeout 30m -v -run '$(RUN)'
 
+bench: build kubectl ## measure, beside Debian's docker, and write docs/benchmarks.md; COLD=-cold builds from nothing too
+	$(GO) run ./test/bench -bin $(BIN) $(COLD)
+
 install: build ## install below PREFIX
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/ferry/images
 	install -m 755 $(BIN)/ferry $(DESTDIR)$(PREFIX)/bin/

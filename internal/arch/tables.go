@@ -15,7 +15,8 @@ type layer struct{ pkg, imports string }
 // any test may import them; the other imports of a test point down too.
 var layers = []layer{
 	// The real programs, run as a person would; nothing of the module is linked in.
-	{"test/e2e", ""},
+	{"test/e2e", "test/machine"},
+	{"test/bench", "test/machine"},
 	{"test/machine", ""},
 
 	// Programs.
@@ -86,6 +87,7 @@ var owners = []owner{
 	{"github.com/vishvananda/netlink github.com/mdlayher/netlink github.com/google/nftables", "engine/network"},
 	{"github.com/moby/buildkit", "build build/buildclient"},
 	{"k8s.io go.etcd.io github.com/coredns go.uber.org/zap", "kube"},
+	{"k8s.io/api k8s.io/apimachinery k8s.io/client-go", "kube test/bench"}, // as a client
 	{"k8s.io/cri-api", "kube engine/cri"},
 	{"k8s.io/cri-client k8s.io/cri-streaming k8s.io/utils", "engine/cri"},
 	{"github.com/distribution/distribution", "registry"},

@@ -438,6 +438,53 @@ func TestTeardownAfterFailedStart(t *testing.T) {
 	}
 }
 
+// TestChangesEndWithTheBoot has the machine rebooted after a crash, and its
+// owner turn forwarding on before Ferry comes back.
+func TestChangesEndWithTheBoot(t *testing.T) {
+	needRoot(t)
+	if err := writeSysctls(map[string]string{"net.ipv4.ip_forward": "0"}); err != nil {
+		t.Fatal(err)
+	}
+	o := testOptions(t)
+	n := start(t, o)
+	kill(t, n)
+	path := filepath.Join(o.StateDir, "changes.json")
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	boot, err := readSysctl("kernel.random.boot_id")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(data), "ip_forward") || !strings.Contains(string(data), boot) {
+		t.Errorf("journal %s does not tell of forwarding in boot %s", data, boot)
+	}
+	earlier := strings.ReplaceAll(string(data), boot, "11111111-2222-3333-4444-555555555555")
+	for _, left := range []string{"", "[{", earlier} { // the first two, where the power failed
+		if err := os.WriteFile(path, []byte(left), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if changes, err := n.Changes(); err != nil || len(changes) != 0 {
+			t.Errorf("changes of an earlier boot, as %q: %v, %v", left, changes, err)
+		}
+	}
+
+	n = restart(t, o)
+	if changes, err := n.Changes(); err != nil || slices.ContainsFunc(changes, func(c Change) bool { return c.Name == "net.ipv4.ip_forward" }) {
+		t.Errorf("changes after the reboot: %v, %v", changes, err)
+	}
+	if err := n.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Teardown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := readSysctl("net.ipv4.ip_forward"); err != nil || got != "1" {
+		t.Errorf("forwarding, which the machine had without Ferry: %s, %v", got, err)
+	}
+}
+
 func TestUnreadableJournalHoldsNoLock(t *testing.T) {
 	needRoot(t)
 	o := testOptions(t)

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -230,9 +231,17 @@ func TestTwoFerrys(t *testing.T) {
 	two.Bridge, two.Subnet = "fytest1", netip.MustParsePrefix("10.215.0.0/24")
 	two.Services = netip.MustParsePrefix("10.216.0.0/24")
 	n, m := start(t, one), restart(t, two)
-	a, b := attach(t, n, "a"), attach(t, m, "a")
+	a, b := attach(t, n, "a"), attach(t, m, "a", PortMapping{HostPort: 8080, ContainerPort: 80})
 	echoTCP(t, b.NetnsPath, ":80", "b")
-	wantTCP(t, a.NetnsPath, b.IP.Addr().String()+":80", "b saw "+m.gateway.String())
+	wantTCP(t, "", b.IP.Addr().String()+":80", "b saw "+m.gateway.String())
+	// To each other they are outside.
+	wantTCP(t, a.NetnsPath, a.Gateway.String()+":8080", "b saw "+m.gateway.String())
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if c, err := n.DialPod(ctx, a.NetnsPath, "tcp", b.IP.Addr().String()+":80"); err == nil {
+		c.Close()
+		t.Error("a container reaches one of the other Ferry past its host ports")
+	}
 
 	if err := m.Stop(t.Context()); err != nil {
 		t.Fatal(err)

@@ -18,6 +18,7 @@ import (
 	"github.com/ferryos/ferry/internal/config"
 	"github.com/ferryos/ferry/internal/fault"
 	"github.com/ferryos/ferry/internal/lifecycle"
+	"github.com/ferryos/ferry/internal/logfile"
 )
 
 // stopTime is how long the parts get to stop in order.
@@ -124,7 +125,7 @@ func setUp(stderr io.Writer) (config.Config, *slog.Logger, error) {
 		return cfg, nil, fault.New(fault.Invalid, "log level: %w", err)
 	}
 	logrus.SetOutput(io.Discard) // containerd's and BuildKit's: their errors come back as errors
-	return cfg, slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level})), nil
+	return cfg, slog.New(slog.NewTextHandler(logfile.Bounded(stderr, cfg.LogFile()), &slog.HandlerOptions{Level: level})), nil
 }
 
 // progress tells `ferry up` how the start goes: one JSON object a line, see

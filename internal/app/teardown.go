@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/ferryos/ferry/internal/engine"
+	"github.com/ferryos/ferry/internal/instance"
 	"github.com/ferryos/ferry/internal/kube"
 	"github.com/ferryos/ferry/internal/lifecycle"
 )
@@ -99,7 +100,7 @@ func removeRunDir(dir string) error {
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
 		switch {
-		case e.Name() == lockName:
+		case e.Name() == instance.LockName:
 		case strings.Contains(string(mounts), " "+path+"/"), strings.Contains(string(mounts), " "+path+" "):
 			errs = append(errs, fmt.Errorf("something is still mounted in %s", path))
 		default:

@@ -14,8 +14,15 @@ import (
 // root is where the hierarchies are mounted.
 const root = "/sys/fs/cgroup"
 
-// needed are the controllers without which limits mean nothing.
-var needed = []string{"cpu", "memory", "pids", "devices", "freezer"}
+// needed are the controllers without which limits mean nothing and, where the
+// hierarchies are separate, those without which the kubelet does not start.
+func needed(unified bool) []string {
+	names := []string{"cpu", "memory", "pids", "devices", "freezer"}
+	if !unified {
+		names = append(names, "cpuset", "cpuacct")
+	}
+	return names
+}
 
 // Unified reports whether the machine has cgroup v2 alone.
 func Unified() bool { return mounted(root, unix.CGROUP2_SUPER_MAGIC) }
@@ -40,7 +47,7 @@ func Has(name string) bool {
 // Missing lists the controllers that Ferry needs and that cannot be used.
 func Missing() []string {
 	var missing []string
-	for _, name := range needed {
+	for _, name := range needed(Unified()) {
 		if !Has(name) {
 			missing = append(missing, name)
 		}

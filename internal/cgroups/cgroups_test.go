@@ -15,7 +15,7 @@ func TestHasAgreesWithKernel(t *testing.T) {
 	}
 	for line := range strings.Lines(string(data)) {
 		fields := strings.Fields(line)
-		if len(fields) < 4 || !slices.Contains(needed, fields[0]) || Unified() {
+		if len(fields) < 4 || !slices.Contains(needed(false), fields[0]) || Unified() {
 			continue
 		}
 		attached := fields[1] != "0" && fields[3] == "1"
@@ -25,5 +25,20 @@ func TestHasAgreesWithKernel(t *testing.T) {
 	}
 	if Has("no-such-controller") {
 		t.Error("has a controller that does not exist")
+	}
+}
+
+// TestNeededByKubelet has what validateSystemRequirements of the kubelet's
+// container manager asks for.
+func TestNeededByKubelet(t *testing.T) {
+	for _, name := range []string{"cpu", "cpuacct", "cpuset", "memory"} {
+		if !slices.Contains(needed(false), name) {
+			t.Errorf("%s of v1 is not asked for", name)
+		}
+	}
+	for _, name := range []string{"cpuset", "cpuacct"} {
+		if slices.Contains(needed(true), name) {
+			t.Errorf("%s of v2 is asked for", name)
+		}
 	}
 }

@@ -16,10 +16,10 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/config"
 	"github.com/ferryos/ferry/internal/fault"
+	"github.com/ferryos/ferry/internal/instance"
 	"github.com/ferryos/ferry/internal/kube/kubeconfig"
 )
 
@@ -37,19 +37,8 @@ func needRoot(what string) error {
 // daemonPID returns the process id of the running daemon; 0 if none runs. The
 // daemon holds a lock as long as it lives, so a stale file tells nothing.
 func daemonPID(cfg config.Config) (int, error) {
-	f, err := os.Open(filepath.Join(cfg.RunDir, "ferryd.lock"))
-	if errors.Is(err, os.ErrNotExist) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
-	if err == nil {
-		return 0, nil
-	}
-	if !errors.Is(err, unix.EWOULDBLOCK) {
+	running, err := instance.Running(cfg.RunDir)
+	if err != nil || !running {
 		return 0, err
 	}
 	for range 100 { // the lock comes before the file

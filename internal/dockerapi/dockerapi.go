@@ -26,6 +26,7 @@ import (
 
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/fault"
+	"github.com/ferryos/ferry/internal/lifecycle"
 )
 
 // The range of API versions that is served.
@@ -102,15 +103,7 @@ func (s *Server) Start(ctx context.Context) error {
 // Stop ends all requests, long ones too, and removes the socket.
 func (s *Server) Stop(ctx context.Context) error {
 	s.cancel()
-	err := s.http.Shutdown(ctx)
-	done := make(chan struct{})
-	go func() { s.work.Wait(); close(done) }()
-	select {
-	case <-done:
-		return err
-	case <-ctx.Done():
-		return errors.Join(err, ctx.Err())
-	}
+	return lifecycle.StopHTTP(ctx, s.http, &s.work)
 }
 
 // listen opens the unix socket for root and its group alone.

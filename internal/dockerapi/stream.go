@@ -135,7 +135,17 @@ func (s *Server) containerAttach(w http.ResponseWriter, r *http.Request) error {
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	events := s.opt.Engine.Subscribe(ctx) // before the answer, after which the client may start it
+	// One that has exited is started again after the answer. Only until then are
+	// events read, and each one queued for who does not would stay there.
+	watch, unwatch := context.WithCancel(ctx)
+	defer unwatch()
+	var events <-chan engine.Event
+	if c.State == engine.StateExited {
+		events = s.opt.Engine.Subscribe(watch)
+		if c, err = s.opt.Engine.Container(ctx, c.ID); err != nil { // somebody may have started it already
+			return err
+		}
+	}
 	conn, in, err := hijack(w, r, c.Spec.TTY)
 	if err != nil {
 		return err
@@ -168,26 +178,23 @@ func (s *Server) containerAttach(w http.ResponseWriter, r *http.Request) error {
 		}
 		streams.Stdin = in
 	}
-	if c.State == engine.StateExited {
-		// Started again after this: the engine's attach waits only for created ones.
-		return s.attachRestarted(ctx, c, events, streams)
+	// The engine's attach waits only for created ones.
+	if c.State == engine.StateExited && !awaitStart(events, c.ID) {
+		return ctx.Err()
 	}
+	unwatch()
 	return s.opt.Engine.Attach(ctx, c.ID, streams)
 }
 
-// attachRestarted attaches to a container that has exited and is about to be
-// started again, as `docker start -a` asks.
-func (s *Server) attachRestarted(ctx context.Context, c engine.Container, events <-chan engine.Event, streams engine.Streams) error {
+// awaitStart reads events until the container starts, as `docker start -a` has
+// it after it has attached; false if something else happens.
+func awaitStart(events <-chan engine.Event, id string) bool {
 	for ev := range events {
-		if ev.Container == nil || ev.Container.ID != c.ID {
-			continue
+		if ev.Container != nil && ev.Container.ID == id {
+			return ev.Type == engine.EventStarted
 		}
-		if ev.Type == engine.EventStarted {
-			return s.opt.Engine.Attach(ctx, c.ID, streams)
-		}
-		return nil
 	}
-	return ctx.Err()
+	return false
 }
 
 func (s *Server) containerResize(w http.ResponseWriter, r *http.Request) error {

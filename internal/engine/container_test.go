@@ -1,11 +1,16 @@
 package engine_test
 
 import (
+	"bytes"
+	"os"
 	"strings"
 	"testing"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/engine/enginetest"
+	"github.com/ferryos/ferry/internal/engine/runner/runnertest"
 )
 
 // TestSignalsAreDefault: what the runner does with signals is not inherited by
@@ -20,5 +25,36 @@ func TestSignalsAreDefault(t *testing.T) {
 		`for s in HUP INT TERM PIPE; do trap "echo trapped $s" $s; kill -$s $$; done`}})
 	if out, want := logOf(t, m, c), "trapped HUP\ntrapped INT\ntrapped TERM\ntrapped PIPE\n"; out != want {
 		t.Errorf("output:\n%swant:\n%s", out, want)
+	}
+}
+
+// TestOOMScore: the adjustment of this process is not its containers', for the
+// kubelet changes the daemon's.
+func TestOOMScore(t *testing.T) {
+	m := enginetest.New(t)
+	const own = "/proc/self/oom_score_adj"
+	before, err := os.ReadFile(own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(before) != "0\n" {
+		t.Skipf("this process's own adjustment is %s", before)
+	}
+	if err := os.WriteFile(own, []byte("321"), 0); err != nil {
+		t.Fatal(err)
+	}
+	defer os.WriteFile(own, before, 0)
+	_, c := m.Run(engine.ContainerSpec{Name: "c", Command: []string{"cat", own}})
+	if out := logOf(t, m, c); out != "0\n" {
+		t.Errorf("a container's is %swant 0", out)
+	}
+	var out bytes.Buffer
+	step := &specs.Spec{Version: specs.Version, Root: &specs.Root{Path: runnertest.Rootfs(t)},
+		Process: &specs.Process{Args: []string{"cat", own}, Cwd: "/", Env: []string{"PATH=/bin"}},
+		Mounts:  []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc"}},
+		Linux:   &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.MountNamespace}, {Type: specs.PIDNamespace}}}}
+	code, err := m.RunBundle(t.Context(), engine.Bundle{ID: "step-of-a-build", Spec: step, Network: engine.ModeNone}, engine.Streams{Stdout: &out})
+	if err != nil || code != 0 || out.String() != "0\n" {
+		t.Errorf("a bundle's is %s(%d, %v), want 0", out.String(), code, err)
 	}
 }

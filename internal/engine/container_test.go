@@ -3,6 +3,7 @@ package engine_test
 import (
 	"bytes"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -56,5 +57,29 @@ func TestOOMScore(t *testing.T) {
 	code, err := m.RunBundle(t.Context(), engine.Bundle{ID: "step-of-a-build", Spec: step, Network: engine.ModeNone}, engine.Streams{Stdout: &out})
 	if err != nil || code != 0 || out.String() != "0\n" {
 		t.Errorf("a bundle's is %s(%d, %v), want 0", out.String(), code, err)
+	}
+}
+
+// TestDirectoriesArePrivate: users of the machine have no way to containers'
+// roots and to images, and users inside read what is mounted from there.
+func TestDirectoriesArePrivate(t *testing.T) {
+	m := enginetest.New(t)
+	_, c := m.Run(engine.ContainerSpec{Name: "c", Security: engine.Security{User: "user"},
+		Command: []string{"sh", "-c", "cat /etc/hosts /etc/resolv.conf /etc/hostname >/dev/null && touch /dev/shm/x && echo fine"}})
+	if out := logOf(t, m, c); out != "fine\n" {
+		t.Errorf("a user in a container: %s", out)
+	}
+	m.Stop()
+	dirs := []string{"run/c", "run/p", "run/r", "store"}
+	for _, dir := range dirs { // as an earlier version left them
+		if err := os.Chmod(filepath.Join(m.Dir(), dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.Start()
+	for _, dir := range dirs {
+		if st, err := os.Stat(filepath.Join(m.Dir(), dir)); err != nil || st.Mode().Perm() != 0o700 {
+			t.Errorf("%s: %v, %v", dir, st, err)
+		}
 	}
 }

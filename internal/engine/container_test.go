@@ -6,12 +6,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/engine/enginetest"
 	"github.com/ferryos/ferry/internal/engine/runner/runnertest"
+	"github.com/ferryos/ferry/internal/fault"
 )
 
 // TestSignalsAreDefault: what the runner does with signals is not inherited by
@@ -82,4 +84,54 @@ func TestDirectoriesArePrivate(t *testing.T) {
 			t.Errorf("%s: %v, %v", dir, st, err)
 		}
 	}
+}
+
+// TestUserFilesThatAreNone: a container may put anything in the place of its
+// list of users; the engine must not wait for a writer of a pipe.
+func TestUserFilesThatAreNone(t *testing.T) {
+	m := enginetest.New(t)
+	_, c := m.Run(engine.ContainerSpec{Name: "c", Command: []string{"sh", "-c", "rm /etc/passwd; busybox mkfifo /etc/passwd; echo ready; sleep 1000"}})
+	logged(t, c, "ready")
+	exec := func(user string, args ...string) (string, error) {
+		t.Helper()
+		var out bytes.Buffer
+		var err error
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_, err = m.Exec(t.Context(), c.ID, engine.ExecSpec{Args: args, User: user}, engine.Streams{Stdout: &out, Stderr: &out})
+		}()
+		select {
+		case <-done:
+			return out.String(), err
+		case <-time.After(time.Minute):
+			t.Fatal("the engine waits for the container's pipe")
+			return "", nil
+		}
+	}
+	status := []string{"cat", "/proc/self/status"} // id itself would read the pipe
+	if out, err := exec("1000", status...); err != nil || !strings.Contains(out, "\nUid:\t1000\t") {
+		t.Errorf("by number: %q, %v", out, err)
+	}
+	if _, err := exec("user", status...); !fault.Is(err, fault.Invalid) {
+		t.Errorf("by a name that nothing defines: %v", err)
+	}
+	// A link is followed as the container follows it, not to the host's file.
+	if out, err := exec("0", "sh", "-c", "rm /etc/passwd; echo inside:x:77:77:::/ > /etc/mine; ln -s /etc/mine /etc/passwd"); err != nil {
+		t.Fatal(out, err)
+	}
+	if out, err := exec("inside", status...); err != nil || !strings.Contains(out, "\nUid:\t77\t") {
+		t.Errorf("by a link: %q, %v", out, err)
+	}
+}
+
+// logged waits until a running container has logged a line.
+func logged(t *testing.T, c engine.Container, line string) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if data, err := os.ReadFile(c.LogPath); err == nil && strings.Contains(string(data), " "+line+"\n") {
+			return
+		}
+	}
+	t.Fatalf("container %s never logged %q", c.Spec.Name, line)
 }

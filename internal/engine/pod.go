@@ -212,10 +212,13 @@ func (e *Engine) releasePod(ctx context.Context, p *pod) error {
 	var errs []error
 	if client != nil {
 		waitAtMost(&p.streams, time.Second)
-		if err := client.Shutdown(ctx); err != nil && !fault.Is(err, fault.Unavailable) {
+		err := client.Shutdown(ctx)
+		if err != nil {
+			client.Close() // else streams end by themselves, with the last output
+		}
+		if err != nil && !fault.Is(err, fault.Unavailable) {
 			errs = append(errs, err)
 		}
-		client.Close()
 	}
 	if pod.Spec.Network == ModePod {
 		errs = append(errs, e.opt.Network.Detach(ctx, pod.ID))

@@ -137,7 +137,9 @@ func (e *Engine) Stop(context.Context) error {
 func (e *Engine) Images() *store.Store { return e.opt.Store }
 
 // Subscribe returns all events from now on, in order; the channel is closed
-// once ctx ends. A slow reader delays nobody.
+// once ctx ends. A slow reader delays nobody: the channel of one that is
+// thousands of events behind is closed too, so a reader whose ctx has not ended
+// has missed some, and must subscribe and look at everything again.
 func (e *Engine) Subscribe(ctx context.Context) <-chan Event { return e.events.subscribe(ctx) }
 
 func (e *Engine) publish(kind EventType, p Pod, c *Container) {

@@ -135,3 +135,32 @@ func logged(t *testing.T, c engine.Container, line string) {
 	}
 	t.Fatalf("container %s never logged %q", c.Spec.Name, line)
 }
+
+// TestImpatience: who kills or removes does not wait for who stops with patience.
+func TestImpatience(t *testing.T) {
+	m := enginetest.New(t)
+	ctx := t.Context()
+	const patience = 30 * time.Second
+	for name, end := range map[string]func(engine.Container) error{
+		"kill":   func(c engine.Container) error { return m.StopContainer(ctx, c.ID, 0) },
+		"stop":   func(c engine.Container) error { return m.StopContainer(ctx, c.ID, 10*time.Millisecond) },
+		"remove": func(c engine.Container) error { return m.RemoveContainer(ctx, c.ID, true) },
+		"pod":    func(c engine.Container) error { return m.RemovePod(ctx, c.PodID) },
+	} {
+		_, c := m.Run(engine.ContainerSpec{Name: name, Command: []string{"sh", "-c", "trap 'echo asked' TERM; echo ready; while true; do sleep 0.1; done"}})
+		logged(t, c, "ready")
+		patient := make(chan error, 1)
+		go func() { patient <- m.StopContainer(ctx, c.ID, patience) }()
+		logged(t, c, "asked")
+		begin := time.Now()
+		if err := end(c); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := <-patient; err != nil {
+			t.Errorf("%s: the first stop: %v", name, err)
+		}
+		if took := time.Since(begin); took > patience/2 {
+			t.Errorf("%s took %v", name, took)
+		}
+	}
+}

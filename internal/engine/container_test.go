@@ -164,3 +164,40 @@ func TestImpatience(t *testing.T) {
 		}
 	}
 }
+
+// TestStopAll: each container may end by itself within its own grace.
+func TestStopAll(t *testing.T) {
+	m := enginetest.New(t)
+	ctx := t.Context()
+	short, forever := 50*time.Millisecond, -time.Second
+	const script = "; echo ready; while true; do sleep 0.05; done"
+	type container struct {
+		trap  string
+		grace *time.Duration
+		code  int
+	}
+	for most, containers := range map[time.Duration][]container{
+		time.Minute: {{"trap 'sleep 0.3; exit 5' TERM", nil, 5}, {"trap 'exit 6' TERM", &forever, 6}, {"trap '' TERM", &short, 137}},
+		short:       {{"trap '' TERM", &forever, 137}},
+	} {
+		want := map[string]int{}
+		for _, c := range containers {
+			_, ctr := m.Run(engine.ContainerSpec{Name: c.trap, Command: []string{"sh", "-c", c.trap + script}, StopGrace: c.grace})
+			logged(t, ctr, "ready")
+			want[ctr.ID] = c.code
+		}
+		if err := m.StopAll(ctx, most); err != nil {
+			t.Fatal(err)
+		}
+		for id, code := range want {
+			if c, err := m.Container(ctx, id); err != nil || c.State != engine.StateExited || c.ExitCode != code {
+				t.Errorf("%s is %s with code %d, %v; want code %d", c.Spec.Name, c.State, c.ExitCode, err, code)
+			}
+		}
+	}
+	for _, p := range m.Pods(ctx, "") {
+		if p.State != engine.PodNotReady {
+			t.Errorf("pod of %s is %s", p.ID, p.State)
+		}
+	}
+}

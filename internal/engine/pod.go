@@ -201,6 +201,42 @@ func (e *Engine) stopPod(ctx context.Context, p *pod) error {
 	return nil
 }
 
+// StopAll stops every pod, all at the same time. Before, each container gets
+// its stop signal and then its StopGrace, of which most is the limit.
+func (e *Engine) StopAll(ctx context.Context, most time.Duration) error {
+	pods := e.Pods(ctx, "")
+	errs := make([]error, len(pods))
+	var wg sync.WaitGroup
+	for i, p := range pods {
+		wg.Go(func() {
+			errs[i] = e.stopContainers(ctx, p.ID, most)
+			errs[i] = errors.Join(errs[i], e.StopPod(ctx, p.ID)) // kills what could not be asked
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// stopContainers stops a pod's containers, all at the same time.
+func (e *Engine) stopContainers(ctx context.Context, podID string, most time.Duration) error {
+	ctrs := e.containersOf(podID)
+	errs := make([]error, len(ctrs))
+	var wg sync.WaitGroup
+	for i, c := range ctrs {
+		s := c.snapshot()
+		grace := DefaultStopGrace
+		if g := s.Spec.StopGrace; g != nil {
+			grace = *g
+		}
+		if grace < 0 || grace > most {
+			grace = most
+		}
+		wg.Go(func() { errs[i] = e.StopContainer(ctx, s.ID, grace) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
 // releasePod ends the runner and gives back what the pod holds of the machine.
 // It goes on past errors: each part is given back whether or not another could be.
 func (e *Engine) releasePod(ctx context.Context, p *pod) error {

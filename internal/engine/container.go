@@ -134,31 +134,53 @@ func (e *Engine) CreateContainer(ctx context.Context, podID string, spec Contain
 	return rec.Container, nil
 }
 
-// StartContainer starts a created or exited container. When the program cannot
-// be started the container has exited with 126, 127 or 128 and the error says why.
+// StartContainer starts a created or exited container, and before that its pod
+// if that has stopped for being idle. When the program cannot be started the
+// container has exited with 126, 127 or 128 and the error says why.
 func (e *Engine) StartContainer(ctx context.Context, id string) error {
 	c, err := e.findContainer(id)
 	if err != nil {
 		return err
 	}
+	c.pod.op.Lock()
 	c.op.Lock()
 	defer c.op.Unlock()
-	rec := c.record()
-	switch {
-	case rec.Container.State.alive():
-		return nil
-	case rec.Container.State == StateExited:
-		e.rearm(c)
+	client, err := e.beginStart(ctx, c)
+	c.pod.op.Unlock()
+	if err != nil || client == nil {
+		return err
+	}
+	if err := e.launch(ctx, c, client); err != nil {
+		end := context.WithoutCancel(ctx)
+		defer e.idle(end, c.pod)
+		err = fmt.Errorf("start container %s: %w", id, err)
+		return errors.Join(err, e.startFailed(end, c, client, err))
+	}
+	return nil
+}
+
+// beginStart returns the runner to start c with, nil if it runs already. The
+// locks of the pod and of c are held: the pod may be about to stop, as its last
+// container has exited, and does not any more once c counts as not exited.
+func (e *Engine) beginStart(ctx context.Context, c *container) (*runner.Client, error) {
+	s, pod := c.snapshot(), c.pod.snapshot()
+	if s.State.alive() {
+		return nil, nil
+	}
+	if c.pod.client() == nil && pod.Spec.StopWhenIdle {
+		if err := e.startPod(ctx, c.pod); err != nil {
+			return nil, fmt.Errorf("start container %s: its pod: %w", s.ID, err)
+		}
+		e.publish(EventPodUp, c.pod.snapshot(), nil)
 	}
 	client := c.pod.client()
 	if client == nil {
-		return fault.New(fault.Unavailable, "start container %s: its pod %s is not running", rec.Container.ID, rec.Container.PodID)
+		return nil, fault.New(fault.Unavailable, "start container %s: its pod %s is not running", s.ID, s.PodID)
 	}
-	if err := e.launch(ctx, c, client); err != nil {
-		err = fmt.Errorf("start container %s: %w", rec.Container.ID, err)
-		return errors.Join(err, e.startFailed(context.WithoutCancel(ctx), c, client, err))
+	if s.State == StateExited {
+		e.rearm(c)
 	}
-	return nil
+	return client, nil
 }
 
 // rearm makes an exited container one that can be waited for again.
@@ -181,6 +203,11 @@ func (e *Engine) launch(ctx context.Context, c *container, client *runner.Client
 	if rec.Container.LogPath != "" {
 		if err := os.MkdirAll(filepath.Dir(rec.Container.LogPath), 0o755); err != nil {
 			return fmt.Errorf("log directory: %w", err)
+		}
+	}
+	if !rec.Container.FinishedAt.IsZero() { // the runner may still have the last run
+		if err := client.Delete(ctx, id, false); err != nil && !fault.Is(err, fault.NotFound) {
+			return err
 		}
 	}
 	s := rec.Container.Spec

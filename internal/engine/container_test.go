@@ -2,9 +2,12 @@ package engine_test
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -198,6 +201,75 @@ func TestStopAll(t *testing.T) {
 	for _, p := range m.Pods(ctx, "") {
 		if p.State != engine.PodNotReady {
 			t.Errorf("pod of %s is %s", p.ID, p.State)
+		}
+	}
+}
+
+// TestRestart starts containers again the moment they have ended, when their
+// pods are about to stop for being idle.
+func TestRestart(t *testing.T) {
+	m := enginetest.New(t)
+	ctx := t.Context()
+	var all sync.WaitGroup
+	for i := range 4 {
+		pod, err := m.RunPod(ctx, engine.PodSpec{Owner: engine.OwnerDocker, Name: fmt.Sprint("p", i), PID: engine.ModeContainer, StopWhenIdle: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		program := []string{"true"}
+		if i%2 == 1 { // one that is stopped
+			program = []string{"sleep", "1000"}
+		}
+		c, err := m.CreateContainer(ctx, pod.ID, engine.ContainerSpec{Name: "c", Image: enginetest.Busybox, Command: program})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all.Go(func() {
+			for n := range 20 {
+				if n%3 == 0 { // as the Docker API does; StartContainer alone must do as well
+					if err := m.StartPod(ctx, pod.ID); err != nil {
+						t.Errorf("%v, start %d of the pod: %v", program, n, err)
+						return
+					}
+				}
+				if err := m.StartContainer(ctx, c.ID); err != nil {
+					t.Errorf("%v, start %d: %v", program, n, err)
+					return
+				}
+				if i%2 == 1 {
+					if err := m.StopContainer(ctx, c.ID, 0); err != nil {
+						t.Errorf("%v, stop %d: %v", program, n, err)
+						return
+					}
+				}
+				if _, err := m.Wait(ctx, c.ID); err != nil {
+					t.Errorf("%v, end %d: %v", program, n, err)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	pod, err := m.RunPod(ctx, engine.PodSpec{Owner: engine.OwnerDocker, Name: "none", PID: engine.ModeContainer, StopWhenIdle: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := m.CreateContainer(ctx, pod.ID, engine.ContainerSpec{Name: "none", Image: enginetest.Busybox, Command: []string{"no-such-program"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := m.StartContainer(ctx, c.ID); err == nil || !strings.Contains(err.Error(), "executable file not found") {
+			t.Errorf("a program that does not exist: %v", err)
+		}
+	}
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) { // all are idle in the end
+		ready := slices.ContainsFunc(m.Pods(ctx, ""), func(p engine.Pod) bool { return p.State == engine.PodReady })
+		if !ready {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("a pod stays ready with nothing running in it")
 		}
 	}
 }

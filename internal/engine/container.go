@@ -84,7 +84,7 @@ func (e *Engine) containersOf(podID string) []*container {
 	defer e.mu.Unlock()
 	var out []*container
 	for _, c := range e.ctrByID {
-		if c.pod.rec.Pod.ID == podID { // the ID never changes
+		if c.pod.id == podID {
 			out = append(out, c)
 		}
 	}

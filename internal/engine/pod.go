@@ -30,6 +30,7 @@ type podRecord struct {
 
 // pod is a pod in memory. op serialises what changes it, mu guards the fields.
 type pod struct {
+	id string
 	op sync.Mutex
 
 	mu     sync.Mutex
@@ -40,6 +41,8 @@ type pod struct {
 	// output before the runner goes.
 	streams sync.WaitGroup
 }
+
+func newPod(rec podRecord) *pod { return &pod{id: rec.Pod.ID, rec: rec} }
 
 func (p *pod) client() *runner.Client {
 	p.mu.Lock()
@@ -60,7 +63,7 @@ func (e *Engine) setPod(p *pod, change func(*podRecord)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	change(&p.rec)
-	return e.pods.save(p.rec.Pod.ID, p.rec)
+	return e.pods.save(p.id, p.rec)
 }
 
 func (e *Engine) findPod(key string) (*pod, error) {
@@ -76,14 +79,14 @@ func (e *Engine) RunPod(ctx context.Context, spec PodSpec) (Pod, error) {
 		return Pod{}, fault.New(fault.Invalid, "pod %s: runtime handler %q is not known", spec.Name, spec.RuntimeHandler).
 			Hint("remove runtimeClassName, or use a RuntimeClass whose handler is empty")
 	}
-	p := &pod{rec: podRecord{Pod: Pod{ID: newID(), Spec: spec, CreatedAt: time.Now()}}}
+	p := newPod(podRecord{Pod: Pod{ID: newID(), Spec: spec, CreatedAt: time.Now()}})
 	p.op.Lock()
 	defer p.op.Unlock()
 	if err := e.startPod(ctx, p); err != nil {
-		return Pod{}, errors.Join(fmt.Errorf("run pod %s: %w", spec.Name, err), e.pods.remove(p.rec.Pod.ID))
+		return Pod{}, errors.Join(fmt.Errorf("run pod %s: %w", spec.Name, err), e.pods.remove(p.id))
 	}
 	e.mu.Lock()
-	e.podByID[p.rec.Pod.ID] = p
+	e.podByID[p.id] = p
 	e.mu.Unlock()
 	e.publish(EventPodUp, p.snapshot(), nil)
 	return p.snapshot(), nil

@@ -134,11 +134,21 @@ func listen(ctx context.Context, path string) (net.Listener, error) {
 // follow does what Docker's daemon does by itself when a container exits or
 // is gone, until ctx ends: --rm removes it, its name and its log become free.
 func (s *Server) follow(ctx context.Context, events <-chan engine.Event) {
-	for _, c := range s.opt.Engine.Containers(ctx, engine.OwnerDocker) {
-		if c.State == engine.StateExited {
-			s.autoRemove(ctx, c)
+	for {
+		for _, c := range s.opt.Engine.Containers(ctx, engine.OwnerDocker) {
+			if c.State == engine.StateExited {
+				s.autoRemove(ctx, c)
+			}
 		}
+		s.followEvents(ctx, events)
+		if ctx.Err() != nil {
+			return
+		}
+		events = s.opt.Engine.Subscribe(ctx) // some were missed
 	}
+}
+
+func (s *Server) followEvents(ctx context.Context, events <-chan engine.Event) {
 	for ev := range events {
 		if ev.Container == nil || ev.Pod.Spec.Owner != engine.OwnerDocker {
 			continue

@@ -16,9 +16,6 @@ import (
 	"github.com/ferryos/ferry/internal/fault"
 )
 
-// defaultGrace is how long stop waits before it kills.
-const defaultGrace = 10 * time.Second
-
 func (s *Server) containerStart(w http.ResponseWriter, r *http.Request) error {
 	c, err := s.find(r.Context(), r.PathValue("id"))
 	if err != nil {
@@ -130,7 +127,7 @@ func (s *Server) containerRestart(w http.ResponseWriter, r *http.Request) error 
 // stop sends the request's signal, or the container's own, and kills after t seconds.
 func (s *Server) stop(r *http.Request, c engine.Container) error {
 	ctx := context.WithoutCancel(r.Context())
-	grace := defaultGrace
+	grace := engine.DefaultStopGrace
 	if t := settingsOf(c).Config.StopTimeout; t != nil {
 		grace = time.Duration(*t) * time.Second
 	}

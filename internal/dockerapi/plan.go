@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/moby/moby/api/types/container"
 	apinetwork "github.com/moby/moby/api/types/network"
@@ -47,6 +48,10 @@ func makePlan(req container.CreateRequest, name string, imagePorts map[string]st
 	p.container = engine.ContainerSpec{
 		Name: name, Image: c.Image, Labels: c.Labels, Annotations: h.Annotations, Env: c.Env, WorkingDir: c.WorkingDir,
 		TTY: c.Tty, Stdin: c.OpenStdin, StdinOnce: c.StdinOnce, StopSignal: c.StopSignal,
+	}
+	if c.StopTimeout != nil {
+		grace := time.Duration(*c.StopTimeout) * time.Second
+		p.container.StopGrace = &grace
 	}
 	p.container.Command, p.container.Args = command(c)
 	for _, step := range []func(container.HostConfig) error{

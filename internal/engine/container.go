@@ -84,7 +84,7 @@ func (e *Engine) containersOf(podID string) []*container {
 	defer e.mu.Unlock()
 	var out []*container
 	for _, c := range e.ctrByID {
-		if c.pod.rec.Pod.ID == podID { // the ID never changes
+		if c.pod.id == podID {
 			out = append(out, c)
 		}
 	}
@@ -134,31 +134,53 @@ func (e *Engine) CreateContainer(ctx context.Context, podID string, spec Contain
 	return rec.Container, nil
 }
 
-// StartContainer starts a created or exited container. When the program cannot
-// be started the container has exited with 126, 127 or 128 and the error says why.
+// StartContainer starts a created or exited container, and before that its pod
+// if that has stopped for being idle. When the program cannot be started the
+// container has exited with 126, 127 or 128 and the error says why.
 func (e *Engine) StartContainer(ctx context.Context, id string) error {
 	c, err := e.findContainer(id)
 	if err != nil {
 		return err
 	}
+	c.pod.op.Lock()
 	c.op.Lock()
 	defer c.op.Unlock()
-	rec := c.record()
-	switch {
-	case rec.Container.State.alive():
-		return nil
-	case rec.Container.State == StateExited:
-		e.rearm(c)
+	client, err := e.beginStart(ctx, c)
+	c.pod.op.Unlock()
+	if err != nil || client == nil {
+		return err
+	}
+	if err := e.launch(ctx, c, client); err != nil {
+		end := context.WithoutCancel(ctx)
+		defer e.idle(end, c.pod)
+		err = fmt.Errorf("start container %s: %w", id, err)
+		return errors.Join(err, e.startFailed(end, c, client, err))
+	}
+	return nil
+}
+
+// beginStart returns the runner to start c with, nil if it runs already. The
+// locks of the pod and of c are held: the pod may be about to stop, as its last
+// container has exited, and does not any more once c counts as not exited.
+func (e *Engine) beginStart(ctx context.Context, c *container) (*runner.Client, error) {
+	s, pod := c.snapshot(), c.pod.snapshot()
+	if s.State.alive() {
+		return nil, nil
+	}
+	if c.pod.client() == nil && pod.Spec.StopWhenIdle {
+		if err := e.startPod(ctx, c.pod); err != nil {
+			return nil, fmt.Errorf("start container %s: its pod: %w", s.ID, err)
+		}
+		e.publish(EventPodUp, c.pod.snapshot(), nil)
 	}
 	client := c.pod.client()
 	if client == nil {
-		return fault.New(fault.Unavailable, "start container %s: its pod %s is not running", rec.Container.ID, rec.Container.PodID)
+		return nil, fault.New(fault.Unavailable, "start container %s: its pod %s is not running", s.ID, s.PodID)
 	}
-	if err := e.launch(ctx, c, client); err != nil {
-		err = fmt.Errorf("start container %s: %w", rec.Container.ID, err)
-		return errors.Join(err, e.startFailed(context.WithoutCancel(ctx), c, client, err))
+	if s.State == StateExited {
+		e.rearm(c)
 	}
-	return nil
+	return client, nil
 }
 
 // rearm makes an exited container one that can be waited for again.
@@ -181,6 +203,11 @@ func (e *Engine) launch(ctx context.Context, c *container, client *runner.Client
 	if rec.Container.LogPath != "" {
 		if err := os.MkdirAll(filepath.Dir(rec.Container.LogPath), 0o755); err != nil {
 			return fmt.Errorf("log directory: %w", err)
+		}
+	}
+	if !rec.Container.FinishedAt.IsZero() { // the runner may still have the last run
+		if err := client.Delete(ctx, id, false); err != nil && !fault.Is(err, fault.NotFound) {
+			return err
 		}
 	}
 	s := rec.Container.Spec
@@ -305,7 +332,8 @@ func (e *Engine) idle(ctx context.Context, p *pod) {
 }
 
 // StopContainer sends the stop signal, waits for grace and then kills. The
-// exited state is visible before it returns. Idempotent.
+// exited state is visible before it returns. Idempotent. A second call, with
+// less patience, does not wait for the first.
 func (e *Engine) StopContainer(ctx context.Context, id string, grace time.Duration) error {
 	c, err := e.findContainer(id)
 	if fault.Is(err, fault.NotFound) {
@@ -314,34 +342,59 @@ func (e *Engine) StopContainer(ctx context.Context, id string, grace time.Durati
 	if err != nil {
 		return err
 	}
+	ended, err := e.beginStop(ctx, c, grace)
+	if err != nil || waitEnd(ctx, ended, grace) {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	client := c.pod.client()
+	if client == nil || waitEnd(ctx, ended, 0) { // it may even have been started anew, which is not ours to end
+		return nil
+	}
+	return e.kill(ctx, c, client)
+}
+
+// beginStop sends the stop signal if there is a grace. The channel is closed
+// once what runs now has ended.
+func (e *Engine) beginStop(ctx context.Context, c *container, grace time.Duration) (ended <-chan struct{}, err error) {
 	c.op.Lock()
 	defer c.op.Unlock()
 	rec := c.record()
 	client := c.pod.client()
 	if !rec.Container.State.alive() || client == nil {
-		return nil
+		gone := make(chan struct{})
+		close(gone)
+		return gone, nil
 	}
+	ended = c.end()
+	id := rec.Container.ID
 	if rec.Container.State == StatePaused {
-		if err := client.Resume(ctx, rec.Container.ID); err != nil {
-			return fmt.Errorf("stop container %s: %w", id, err)
+		if err := errors.Join(client.Resume(ctx, id), e.setContainer(c, resumed)); err != nil {
+			return nil, fmt.Errorf("stop container %s: %w", id, err)
 		}
 	}
-	if grace > 0 {
-		sig, err := stopSignal(rec.Container.Spec.StopSignal, rec.Image.StopSignal)
-		if err != nil {
-			return err
-		}
-		if err := client.Signal(ctx, rec.Container.ID, sig, false); err != nil && !fault.Is(err, fault.NotFound) {
-			return fmt.Errorf("stop container %s: %w", id, err)
-		}
-		if e.ended(ctx, c, grace) {
-			return nil
-		}
+	if grace <= 0 {
+		return ended, nil
 	}
-	if err := ctx.Err(); err != nil {
-		return err
+	sig, err := stopSignal(rec.Container.Spec.StopSignal, rec.Image.StopSignal)
+	if err != nil {
+		return nil, err
 	}
-	return e.kill(ctx, c, client)
+	if err := client.Signal(ctx, id, sig, false); err != nil && !fault.Is(err, fault.NotFound) {
+		return nil, fmt.Errorf("stop container %s: %w", id, err)
+	}
+	return ended, nil
+}
+
+// resumed is a container's record after it was thawed. It may have exited meanwhile.
+func resumed(s *Container) {
+	if s.State == StatePaused {
+		s.State = StateRunning
+	}
 }
 
 // killContainer kills whatever runs of c.
@@ -359,28 +412,36 @@ func (e *Engine) kill(ctx context.Context, c *container, client *runner.Client) 
 	if err := client.Signal(ctx, id, unix.SIGKILL, true); err != nil && !fault.Is(err, fault.NotFound) {
 		return fmt.Errorf("kill container %s: %w", id, err)
 	}
-	if !e.ended(ctx, c, killTime) {
+	if !waitEnd(ctx, c.end(), killTime) {
 		return fault.New(fault.Internal, "container %s has not ended %v after SIGKILL", id, killTime).
 			Hint("a process of it hangs in the kernel; see `ps -o pid,stat,wchan,cmd`")
 	}
 	return nil
 }
 
-// ended waits at most limit for the container's exit.
-func (e *Engine) ended(ctx context.Context, c *container, limit time.Duration) bool {
+// end returns a channel that is closed once what runs now has ended.
+func (c *container) end() <-chan struct{} {
 	c.mu.Lock()
-	ended := c.ended
-	c.mu.Unlock()
-	timer := time.NewTimer(limit)
+	defer c.mu.Unlock()
+	return c.ended
+}
+
+// waitEnd waits at most limit for a container's end and reports whether it came.
+func waitEnd(ctx context.Context, ended <-chan struct{}, limit time.Duration) bool {
+	timer := time.NewTimer(max(limit, 0))
 	defer timer.Stop()
 	select {
 	case <-ended:
 		return true
-	case <-timer.C:
-		return false
-	case <-ctx.Done():
-		return false
+	default:
 	}
+	select {
+	case <-ended:
+		return true
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return false
 }
 
 // RemoveContainer removes a container that does not run, or kills it first if
@@ -470,11 +531,8 @@ func (e *Engine) Wait(ctx context.Context, id string) (Container, error) {
 	if err != nil {
 		return Container{}, err
 	}
-	c.mu.Lock()
-	ended := c.ended
-	c.mu.Unlock()
 	select {
-	case <-ended:
+	case <-c.end():
 	case <-ctx.Done():
 		return Container{}, ctx.Err()
 	}

@@ -17,6 +17,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -87,10 +88,8 @@ func (e *Engine) Start(ctx context.Context) error {
 		return fault.New(fault.Unsupported, "this machine has cgroups %s without the controllers %s", cgroups.Version(), strings.Join(missing, ", ")).
 			Hint("%s", cgroups.Remedy)
 	}
-	for _, dir := range []string{e.opt.RunDir, filepath.Join(e.opt.RunDir, "r"), filepath.Join(e.opt.RunDir, "c")} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
-			return fmt.Errorf("engine directories: %w", err)
-		}
+	if err := e.makeDirs(); err != nil {
+		return fmt.Errorf("engine directories: %w", err)
 	}
 	if err := e.pods.open(); err != nil {
 		return fmt.Errorf("engine records: %w", err)
@@ -99,6 +98,23 @@ func (e *Engine) Start(ctx context.Context) error {
 		return fmt.Errorf("engine records: %w", err)
 	}
 	return e.recover(ctx)
+}
+
+// makeDirs makes the directories below the run directory. Only root may enter
+// those of runners, containers and pods, also where an earlier version made
+// them: the machine's users could run what images have setuid. Containers need
+// no way through them, for what they are given is mounted.
+func (e *Engine) makeDirs() error {
+	if err := os.MkdirAll(e.opt.RunDir, 0o711); err != nil {
+		return err
+	}
+	for _, name := range []string{"r", "c", "p"} {
+		dir := filepath.Join(e.opt.RunDir, name)
+		if err := errors.Join(os.MkdirAll(dir, 0o700), os.Chmod(dir, 0o700)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Stop lets go of the runners and waits for the engine's own goroutines.
@@ -121,7 +137,9 @@ func (e *Engine) Stop(context.Context) error {
 func (e *Engine) Images() *store.Store { return e.opt.Store }
 
 // Subscribe returns all events from now on, in order; the channel is closed
-// once ctx ends. A slow reader delays nobody.
+// once ctx ends. A slow reader delays nobody: the channel of one that is
+// thousands of events behind is closed too, so a reader whose ctx has not ended
+// has missed some, and must subscribe and look at everything again.
 func (e *Engine) Subscribe(ctx context.Context) <-chan Event { return e.events.subscribe(ctx) }
 
 func (e *Engine) publish(kind EventType, p Pod, c *Container) {

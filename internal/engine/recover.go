@@ -31,7 +31,7 @@ func (e *Engine) recover(ctx context.Context) error {
 	live := map[string]bool{}
 	e.mu.Lock()
 	for id, rec := range pods {
-		e.podByID[id] = &pod{rec: rec}
+		e.podByID[id] = newPod(rec)
 		live[id] = rec.Pod.State == PodReady
 	}
 	for id, rec := range ctrs {
@@ -57,7 +57,7 @@ func (e *Engine) recover(ctx context.Context) error {
 	g := errgroup.Group{}
 	g.SetLimit(16)
 	for _, p := range list {
-		if live[p.rec.Pod.ID] {
+		if live[p.id] {
 			g.Go(func() error { e.rejoin(context.WithoutCancel(ctx), p); return nil })
 		}
 	}
@@ -75,16 +75,16 @@ func (e *Engine) recover(ctx context.Context) error {
 func (e *Engine) rejoin(ctx context.Context, p *pod) {
 	p.op.Lock()
 	defer p.op.Unlock()
-	dir := e.runnerDir(p.rec.Pod.ID)
+	dir := e.runnerDir(p.id)
 	client, err := runner.Dial(ctx, dir)
 	if err != nil {
-		e.opt.Log.Warn("container runner is gone", "pod", p.rec.Pod.ID, "error", err)
+		e.opt.Log.Warn("container runner is gone", "pod", p.id, "error", err)
 		e.runnerLost(ctx, p)
 		return
 	}
 	states, err := client.List(ctx)
 	if err != nil {
-		e.opt.Log.Error("container runner does not answer", "pod", p.rec.Pod.ID, "error", err)
+		e.opt.Log.Error("container runner does not answer", "pod", p.id, "error", err)
 		client.Close()
 		e.runnerLost(ctx, p)
 		return
@@ -97,7 +97,7 @@ func (e *Engine) rejoin(ctx context.Context, p *pod) {
 		known[s.ID] = true
 		e.takeUp(ctx, client, s)
 	}
-	for _, c := range e.containersOf(p.rec.Pod.ID) {
+	for _, c := range e.containersOf(p.id) {
 		if s := c.snapshot(); s.State.alive() && !known[s.ID] {
 			exit, err := runner.ReadExit(dir, s.ID)
 			if err != nil {

@@ -32,7 +32,7 @@ type Client struct {
 // Launch starts a runner and returns when it answers. The runner is in a
 // session of its own and outlives the caller.
 func Launch(ctx context.Context, opt LaunchOptions) (*Client, error) {
-	if err := os.MkdirAll(filepath.Dir(opt.Dir), 0o711); err != nil {
+	if err := os.MkdirAll(filepath.Dir(opt.Dir), 0o700); err != nil {
 		return nil, fmt.Errorf("launch runner: %w", err)
 	}
 	if err := os.Mkdir(opt.Dir, 0o700); err != nil {

@@ -87,8 +87,10 @@ func (s *Store) Name() string { return "image store" }
 
 // Start opens the store, making it if there is none.
 func (s *Store) Start(ctx context.Context) (err error) {
+	// The root is for root alone, also where an earlier version made it: what is
+	// setuid in an image is so in its snapshots, and blobs may hold secrets.
 	for _, dir := range []string{s.opt.Root, filepath.Join(s.opt.Root, "tmp")} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
+		if err := errors.Join(os.MkdirAll(dir, 0o700), os.Chmod(dir, 0o700)); err != nil {
 			return fault.New(fault.Unavailable, "image store: %w", err).Hint("make room, or set dataDir in the configuration")
 		}
 	}

@@ -58,8 +58,7 @@ func serveHere() error {
 	logrus.SetLevel(logrus.WarnLevel)
 	// A runner idles for most of its life: keep its heap, and with it what each pod costs, small.
 	debug.SetGCPercent(50)
-	// What the terminal or init system of the daemon's user sends is not meant for containers.
-	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
+	surviveSignals()
 	ready := os.NewFile(readyFD, "ready")
 	unix.CloseOnExec(readyFD)
 	s, err := newServer(".")
@@ -71,6 +70,19 @@ func serveHere() error {
 	}
 	ready.Close()
 	return s.serve()
+}
+
+// surviveSignals drops what the terminal or init system of the daemon's user
+// sends: it is not meant for containers. The signals are caught and not
+// ignored, for an ignored one stays so in the programs of containers, whose
+// shells then cannot trap it.
+func surviveSignals() {
+	dropped := make(chan os.Signal, 1)
+	signal.Notify(dropped, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
+	go func() { // ends with the process
+		for range dropped {
+		}
+	}()
 }
 
 // reap is process 1 of a shared PID namespace: it waits for orphans, and ends

@@ -19,7 +19,7 @@ import (
 )
 
 // drainTime is how long output may still come after a process ended: what it
-// left behind may hold its pipes open for ever.
+// left behind may hold its pipes open for ever, or a caller not take what there is.
 const drainTime = 2 * time.Second
 
 // process is a container's main process or one that was added by exec, with
@@ -214,11 +214,13 @@ func (p *process) wait() int {
 
 // drain waits for the last output and lets go of the process's files.
 func (p *process) drain() {
+	p.out.makeRoom()
 	copied := make(chan struct{})
 	go func() { p.copies.Wait(); close(copied) }()
 	select {
 	case <-copied:
 	case <-time.After(drainTime):
+		p.out.hangUp()
 	}
 	p.mu.Lock()
 	if p.stdin != nil {
@@ -267,13 +269,16 @@ func (p *process) write(b []byte) {
 // would tell it, by ^D.
 func (p *process) endInput() {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	switch {
-	case p.stdin == nil:
-	case p.tty:
-		_, _ = p.stdin.Write([]byte{4})
-	default:
-		p.stdin.Close()
+	w := p.stdin
+	if !p.tty {
 		p.stdin = nil
+	}
+	p.mu.Unlock()
+	switch {
+	case w == nil:
+	case p.tty:
+		_, _ = w.Write([]byte{4}) // may wait for the program to read, and drain for mu
+	default:
+		w.Close()
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -51,13 +52,27 @@ func (s *server) serve() error {
 		if err != nil {
 			select {
 			case <-s.closed:
-				s.calls.Wait()
+				s.finish()
 				return nil
 			default:
 				return fmt.Errorf("accept: %w", err)
 			}
 		}
 		s.calls.Go(func() { s.handle(c) })
+	}
+}
+
+// finishTime is how long calls get to be answered at the end: a caller may not
+// read its answer.
+const finishTime = time.Second
+
+// finish waits for the answers to the calls that are being served.
+func (s *server) finish() {
+	answered := make(chan struct{})
+	go func() { s.calls.Wait(); close(answered) }()
+	select {
+	case <-answered:
+	case <-time.After(finishTime):
 	}
 }
 

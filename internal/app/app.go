@@ -6,6 +6,7 @@ package app
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -85,8 +86,15 @@ func run(ctx context.Context, progress *progress, stderr io.Writer) error {
 		return err
 	}
 	group := lifecycle.New(log, parts.list...)
-	group.OnState(progress.component)
+	knowsPods := false
+	group.OnState(func(name, state string, took time.Duration) {
+		knowsPods = knowsPods || name == parts.engine.Name() && state == "started"
+		progress.component(name, state, took)
+	})
 	if err := group.Start(ctx); err != nil {
+		if knowsPods && !parts.engine.Running() { // else there is something to come back to
+			err = errors.Join(err, parts.putBack(context.WithoutCancel(ctx), cfg, log))
+		}
 		return err
 	}
 	err = parts.cluster.WaitReady(ctx)

@@ -42,7 +42,7 @@ type parts struct {
 
 // newParts makes all components from the configuration. Nothing starts here.
 func newParts(cfg config.Config, log *slog.Logger, progress *progress) (*parts, error) {
-	p, err := newEngineParts(cfg, log)
+	p, err := newEngineParts(cfg, netnsPool, log)
 	if err != nil {
 		return nil, err
 	}
@@ -97,11 +97,12 @@ func (p *parts) shareRegistry(port int) func(context.Context) error {
 	}
 }
 
-// newEngineParts makes the components that containers need: all that teardown uses.
-func newEngineParts(cfg config.Config, log *slog.Logger) (*parts, error) {
+// newEngineParts makes the components that containers need, all that teardown
+// uses, with so many network namespaces kept ready.
+func newEngineParts(cfg config.Config, pool int, log *slog.Logger) (*parts, error) {
 	bridge, err := network.New(network.Options{
 		Bridge: cfg.Network.Bridge, Subnet: netip.MustParsePrefix(cfg.Network.PodCIDR), Services: netip.MustParsePrefix(cfg.Network.ServiceCIDR),
-		StateDir: filepath.Join(cfg.DataDir, "network"), NetnsDir: filepath.Join(cfg.RunDir, "netns"), PoolSize: netnsPool, Log: log,
+		StateDir: filepath.Join(cfg.DataDir, "network"), NetnsDir: filepath.Join(cfg.RunDir, "netns"), PoolSize: pool, Log: log,
 	})
 	if err != nil {
 		return nil, err

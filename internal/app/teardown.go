@@ -6,11 +6,14 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
+	"github.com/ferryos/ferry/internal/config"
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/instance"
 	"github.com/ferryos/ferry/internal/kube"
@@ -30,32 +33,36 @@ func teardown(ctx context.Context, stderr io.Writer) error {
 		return err
 	}
 	defer unlock()
-	p, err := newEngineParts(cfg, log)
+	p, err := newEngineParts(cfg, 0, log)
 	if err != nil {
 		return err
 	}
 	group := lifecycle.New(log, p.list...)
 	if err := group.Start(ctx); err != nil {
-		return err
+		// What is damaged or in the way must not keep the machine from being put back.
+		return errors.Join(err, p.engine.KillAll(ctx), p.putBack(ctx, cfg, log))
 	}
-	errs := []error{p.endPods(ctx), p.engine.Unmount(ctx), group.Stop(ctx)}
-	errs = append(errs, p.network.Teardown(ctx), kube.Teardown(ctx, kubeOptions(cfg, log)), removeCgroups(cfg.CgroupParent), removeRunDir(cfg.RunDir))
+	return errors.Join(p.endPods(ctx), p.engine.Unmount(ctx), group.Stop(ctx), p.putBack(ctx, cfg, log))
+}
+
+// stopGrace is how long containers get at most to end by themselves.
+const stopGrace = 10 * time.Second
+
+// endPods stops all pods and removes the cluster's.
+func (p *parts) endPods(ctx context.Context) error {
+	errs := []error{p.engine.StopAll(ctx, stopGrace)}
+	for _, pod := range p.engine.Pods(ctx, engine.OwnerCRI) {
+		if err := p.engine.RemovePod(ctx, pod.ID); err != nil {
+			errs = append(errs, fmt.Errorf("remove pod %s: %w", pod.Spec.Name, err))
+		}
+	}
 	return errors.Join(errs...)
 }
 
-// endPods removes the cluster's pods and stops the others.
-func (p *parts) endPods(ctx context.Context) error {
-	var errs []error
-	for _, pod := range p.engine.Pods(ctx, "") {
-		end := p.engine.StopPod
-		if pod.Spec.Owner == engine.OwnerCRI {
-			end = p.engine.RemovePod
-		}
-		if err := end(ctx, pod.ID); err != nil {
-			errs = append(errs, fmt.Errorf("end pod %s: %w", pod.Spec.Name, err))
-		}
-	}
-	return errors.Join(errs...)
+// putBack undoes what was changed on the machine, once no container runs and
+// the parts have stopped.
+func (p *parts) putBack(ctx context.Context, cfg config.Config, log *slog.Logger) error {
+	return errors.Join(p.network.Teardown(ctx), kube.Teardown(ctx, kubeOptions(cfg, log)), removeCgroups(cfg.CgroupParent), removeRunDir(cfg.RunDir))
 }
 
 // removeCgroups removes the cgroups at and below parent in every hierarchy. No

@@ -133,6 +133,14 @@ func (e *Engine) Stop(context.Context) error {
 	return nil
 }
 
+// Running reports whether any pod's runner lives.
+func (e *Engine) Running() bool {
+	e.mu.Lock()
+	pods := slices.Collect(maps.Values(e.podByID))
+	e.mu.Unlock()
+	return slices.ContainsFunc(pods, func(p *pod) bool { return p.client() != nil })
+}
+
 // Images returns the image store.
 func (e *Engine) Images() *store.Store { return e.opt.Store }
 

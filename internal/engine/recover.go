@@ -2,7 +2,9 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -159,6 +161,24 @@ func (e *Engine) endStrayRunners(ctx context.Context, pods map[string]podRecord)
 		}
 	}
 	return nil
+}
+
+// KillAll ends everything that runs below the engine's directory and cgroup,
+// without grace and without its records: for where the engine cannot start.
+func (e *Engine) KillAll(ctx context.Context) error {
+	err := e.endStrayRunners(ctx, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	errs := []error{err}
+	for _, hierarchy := range []string{"/sys/fs/cgroup/*", "/sys/fs/cgroup"} {
+		groups, err := filepath.Glob(filepath.Join(hierarchy, e.opt.CgroupParent, "*/cgroup.procs"))
+		errs = append(errs, err)
+		for _, procs := range groups {
+			errs = append(errs, runner.KillOrphans(filepath.Join(e.opt.CgroupParent, filepath.Base(filepath.Dir(procs)))))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // removeAll removes a directory of the engine's own below its run directory.

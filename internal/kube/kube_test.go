@@ -43,7 +43,9 @@ func TestEnsureWritesOnlyDifferences(t *testing.T) {
 	if err := put(5000); err != nil {
 		t.Fatal(err)
 	}
-	refuse := func(clienttesting.Action) (bool, runtime.Object, error) { return true, nil, errors.New("refused by a policy") }
+	refuse := func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, nil, errors.New("refused by a policy")
+	}
 	client.PrependReactor("create", "*", refuse)
 	client.PrependReactor("update", "*", refuse)
 	if err := put(5000); err != nil {

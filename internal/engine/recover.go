@@ -6,20 +6,25 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ferryos/ferry/internal/engine/runner"
+	"github.com/ferryos/ferry/internal/engine/store"
 )
 
 // recover takes up the pods and containers of an earlier run of the daemon:
 // those whose runner lives go on as if nothing had happened, those of a runner
-// that is gone (a reboot, a kill) have ended.
+// that is gone (a reboot, a kill) have ended. What the earlier run was in the
+// middle of making is taken away.
 func (e *Engine) recover(ctx context.Context) error {
+	known := map[string]bool{} // containers that have a record, readable or not
 	bad := func(path string, err error) {
 		e.opt.Log.Error("unreadable record left aside", "path", path, "error", err)
+		known[strings.TrimSuffix(filepath.Base(path), ".json")] = true
 	}
 	pods, err := e.pods.load(bad)
 	if err != nil {
@@ -39,6 +44,7 @@ func (e *Engine) recover(ctx context.Context) error {
 		}
 	}
 	for id, rec := range ctrs {
+		known[id] = true
 		p := e.podByID[rec.Container.PodID]
 		if p == nil {
 			e.opt.Log.Error("container of an unknown pod left aside", "container", id, "pod", rec.Container.PodID)
@@ -61,6 +67,9 @@ func (e *Engine) recover(ctx context.Context) error {
 	}
 	g.Go(func() error { return e.endStrayRunners(ctx, ready) })
 	if err := g.Wait(); err != nil {
+		return err
+	}
+	if err := e.sweep(ctx, ready, known); err != nil {
 		return err
 	}
 	live := map[string]bool{}
@@ -230,6 +239,66 @@ func (e *Engine) endRunner(ctx context.Context, dir string) error {
 		err = errors.Join(err, runner.KillOrphans(filepath.Join(e.opt.CgroupParent, entry.Name())))
 	}
 	return err
+}
+
+// sweep takes away the mounts and writable layers that were made before their
+// pod or container was recorded.
+func (e *Engine) sweep(ctx context.Context, ready []*pod, containers map[string]bool) error {
+	keep := map[string]bool{}
+	for _, p := range ready {
+		keep[e.podDir(p.id)] = true
+	}
+	for id := range containers {
+		keep[filepath.Dir(e.rootfsDir(id))] = true
+	}
+	for _, parent := range []string{"p", "c"} {
+		entries, err := os.ReadDir(filepath.Join(e.opt.RunDir, parent))
+		if err != nil {
+			return err
+		}
+		for _, entry := range entries {
+			dir := filepath.Join(e.opt.RunDir, parent, entry.Name())
+			if keep[dir] {
+				continue
+			}
+			if err := removeMounts(dir); err != nil {
+				e.opt.Log.Error("remove what nothing is recorded of", "dir", dir, "error", err)
+			}
+		}
+	}
+	layers, err := e.opt.Store.Layers(ctx)
+	if err != nil {
+		return err
+	}
+	for _, key := range layers {
+		id, _, _ := strings.Cut(key, "-") // as of volumeKey
+		if len(id) != idLength || containers[id] {
+			continue
+		}
+		if err := e.opt.Store.RemoveRootfs(ctx, key); err != nil {
+			e.opt.Log.Error("remove what nothing is recorded of", "layer", key, "error", err)
+		}
+	}
+	return nil
+}
+
+// removeMounts removes a directory of mount points and files. Should something
+// stay mounted, its content is not ours to delete: an error is returned.
+func removeMounts(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		path := filepath.Join(dir, entry.Name())
+		if err := store.UnmountAll(path); err != nil {
+			return err
+		}
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
+	return os.Remove(dir)
 }
 
 // removeAll removes a directory of the engine's own below its run directory.

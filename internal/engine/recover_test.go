@@ -4,12 +4,19 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/engine/enginetest"
+	"github.com/ferryos/ferry/internal/engine/runner"
+	"github.com/ferryos/ferry/internal/engine/runner/runnertest"
+	"github.com/ferryos/ferry/internal/engine/store"
 	"github.com/ferryos/ferry/internal/fault"
 )
 
@@ -44,6 +51,118 @@ func eventually(t *testing.T, what string, ok func() bool) {
 		}
 	}
 	t.Fatalf("waited in vain for %s", what)
+}
+
+// TestLeftovers: what a killed daemon was in the middle of making is taken
+// away at the next start, and nothing else.
+func TestLeftovers(t *testing.T) {
+	m := enginetest.New(t)
+	ctx := t.Context()
+	_, running := m.Run(engine.ContainerSpec{Name: "r", Command: []string{"sleep", "1000"}})
+	pod, exited := m.Run(engine.ContainerSpec{Name: "e", Command: []string{"true"}})
+	if _, err := m.Wait(ctx, exited.ID); err != nil {
+		t.Fatal(err)
+	}
+	unknown := strings.Repeat("0123456789abcdef", 4)
+	image, err := m.Store.Image(ctx, enginetest.Busybox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mounts, err := m.Store.PrepareRootfs(ctx, unknown, enginetest.Busybox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	volume, err := m.Store.ViewImage(ctx, unknown+"-volume-0", image.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := func(path ...string) string { return filepath.Join(append([]string{m.Dir()}, path...)...) }
+	rootfs, view := of("run/c", unknown[:12], "rootfs"), of("run/c", unknown[:12], "volume-0")
+	shm, tmp := of("run/p", unknown[:12], "shm"), of("store/tmp/artifact-1")
+	for _, dir := range []string{rootfs, view, shm, tmp} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { store.UnmountAll(dir) })
+	}
+	err1, err2 := m.Store.MountAll(mounts, rootfs), m.Store.MountAll(volume, view)
+	if err1 != nil || err2 != nil {
+		t.Fatal(err1, err2)
+	}
+	for _, dir := range []string{shm, tmp} {
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(of("run/p", unknown[:12], "hosts"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	m.Stop()
+	m.Start()
+	for _, path := range []string{filepath.Dir(rootfs), filepath.Dir(shm), tmp} {
+		if _, err := os.Lstat(path); !os.IsNotExist(err) {
+			t.Errorf("%s is left: %v", path, err)
+		}
+	}
+	for _, key := range []string{unknown, unknown + "-volume-0"} {
+		if _, err := m.Store.RootfsMounts(ctx, key); !fault.Is(err, fault.NotFound) {
+			t.Errorf("layer %s is left: %v", key, err)
+		}
+	}
+	var out bytes.Buffer
+	code, err := m.Exec(ctx, running.ID, engine.ExecSpec{Args: []string{"sh", "-c", "cat /etc/hosts && touch /dev/shm/x /x"}}, engine.Streams{Stdout: &out, Stderr: &out})
+	if err != nil || code != 0 {
+		t.Errorf("the running container: %d, %v, %s", code, err, out.String())
+	}
+	if err := m.StartPod(ctx, pod.ID); err != nil {
+		t.Error(err)
+	}
+	if err := m.StartContainer(ctx, exited.ID); err != nil {
+		t.Errorf("the exited container: %v", err)
+	}
+}
+
+// TestStrayRunnerOfStoppedPod: the daemon is killed while it starts a stopped
+// pod again. The runner it launched must not be in the next start's way.
+func TestStrayRunnerOfStoppedPod(t *testing.T) {
+	m := enginetest.New(t)
+	ctx := t.Context()
+	pod, c := m.Run(engine.ContainerSpec{Name: "c", Command: []string{"sh", "-c", "echo again"}})
+	if _, err := m.Wait(ctx, c.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.StopPod(ctx, pod.ID); err != nil {
+		t.Fatal(err)
+	}
+	m.Stop()
+	shm := filepath.Join(m.Dir(), "run", "p", pod.ID[:12], "shm")
+	if err := os.MkdirAll(shm, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", shm, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { store.UnmountAll(shm) })
+	stray, err := runner.Launch(ctx, runner.LaunchOptions{Binary: runnertest.Build(t), Dir: filepath.Join(m.Dir(), "run", "r", pod.ID[:12])})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if lives(stray.PID()) {
+			syscall.Kill(stray.PID(), syscall.SIGKILL)
+		}
+	})
+	m.Start()
+	if err := m.StartPod(ctx, pod.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.StartContainer(ctx, c.ID); err != nil {
+		t.Fatal(err)
+	}
+	if out := logOf(t, m, c); out != "again\nagain\n" {
+		t.Errorf("output: %s", out)
+	}
+	eventually(t, "the stray runner to end", func() bool { return !lives(stray.PID()) })
 }
 
 // TestRunnerDoesNotAnswer: that the daemon gets no answer says nothing of the

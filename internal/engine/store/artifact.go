@@ -26,6 +26,9 @@ const (
 	annotationTitle     = ocispec.AnnotationTitle
 )
 
+// tmpArtifact begins the names of the directories that artifacts are filled in.
+const tmpArtifact = "artifact-"
+
 // ensureMaterialised returns the snapshot that holds an artifact's files,
 // making it the first time: a layer whose media type ends in "tar", compressed
 // or not, is unpacked (ModelPack's model.weight.v1.tar and its kin), any other
@@ -64,7 +67,7 @@ func (s *Store) ensureMaterialised(ctx context.Context, img Image) (snapshot str
 
 // fill writes the artifact's files below a mount of their own.
 func (s *Store) fill(ctx context.Context, img Image, mounts []Mount) (err error) {
-	dir, err := os.MkdirTemp(filepath.Join(s.opt.Root, "tmp"), "artifact-")
+	dir, err := os.MkdirTemp(filepath.Join(s.opt.Root, "tmp"), tmpArtifact)
 	if err != nil {
 		return err
 	}

@@ -70,6 +70,19 @@ func (s *Store) RemoveRootfs(ctx context.Context, id string) error {
 	return nil
 }
 
+// Layers returns what PrepareRootfs and ViewImage made and was not removed.
+func (s *Store) Layers(ctx context.Context) ([]string, error) {
+	var keys []string
+	err := s.snapshotter.Walk(namespaced(ctx), func(_ context.Context, sn snapshots.Info) error {
+		keys = append(keys, sn.Name)
+		return nil
+	}, fmt.Sprintf("labels.%q", labelRoot))
+	if err != nil {
+		return nil, fmt.Errorf("list containers' layers: %w", err)
+	}
+	return keys, nil
+}
+
 // RootfsUsage is what a container wrote.
 func (s *Store) RootfsUsage(ctx context.Context, id string) (Usage, error) {
 	usage, err := s.snapshotter.Usage(namespaced(ctx), id)

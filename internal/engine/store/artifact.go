@@ -35,6 +35,9 @@ const tmpArtifact = "artifact-"
 // is one file named by its annotation.
 func (s *Store) ensureMaterialised(ctx context.Context, img Image) (snapshot string, err error) {
 	snapshot = "artifact-" + img.Digest
+	if err := s.refer(ctx, img.Digest, labelSnapshotRef+"/artifact", snapshot); err != nil { // first, as in ensureUnpacked
+		return "", err
+	}
 	if _, err := s.snapshotter.Stat(ctx, snapshot); err == nil {
 		return snapshot, nil
 	}
@@ -62,7 +65,7 @@ func (s *Store) ensureMaterialised(ctx context.Context, img Image) (snapshot str
 	if err := s.snapshotter.Commit(ctx, snapshot, making); err != nil && !errdefs.IsAlreadyExists(err) {
 		return "", err
 	}
-	return snapshot, s.refer(ctx, img.Digest, labelSnapshotRef+"/artifact", snapshot)
+	return snapshot, nil
 }
 
 // fill writes the artifact's files below a mount of their own.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"testing"
 
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -69,5 +70,36 @@ func TestLoadDamaged(t *testing.T) {
 	}
 	if _, err := s.Image(t.Context(), "ferry.test/new:latest"); !fault.Is(err, fault.NotFound) {
 		t.Errorf("the image that could not be loaded: %v", err)
+	}
+}
+
+// TestSharedLayers: what two images share stays when one of them is removed.
+func TestSharedLayers(t *testing.T) {
+	s := open(t, t.TempDir())
+	ctx := t.Context()
+	first := load(t, s, "ferry.test/first:latest", ocispec.ImageConfig{Cmd: []string{"first"}})
+	second := load(t, s, "ferry.test/second:latest", ocispec.ImageConfig{Cmd: []string{"second"}})
+	if first.ID == second.ID || first.ChainID() != second.ChainID() {
+		t.Fatalf("%s and %s do not share their layers", first.ID, second.ID)
+	}
+	unpacked := func() error {
+		t.Helper()
+		if err := s.GC(ctx); err != nil {
+			t.Fatal(err)
+		}
+		_, err := s.Snapshotter().Stat(namespaces.WithNamespace(ctx, store.Namespace), second.ChainID())
+		return err
+	}
+	if _, _, err := s.Remove(ctx, first.ID, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := unpacked(); err != nil {
+		t.Errorf("without the first: %v", err)
+	}
+	if _, _, err := s.Remove(ctx, second.ID, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := unpacked(); err == nil {
+		t.Error("the layers outlive both images")
 	}
 }

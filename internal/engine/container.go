@@ -167,6 +167,9 @@ func (e *Engine) beginStart(ctx context.Context, c *container) (*runner.Client, 
 	if s.State.alive() {
 		return nil, nil
 	}
+	if c.pod.unreachable() {
+		return nil, c.pod.errNoAnswer()
+	}
 	if c.pod.client() == nil && pod.Spec.StopWhenIdle {
 		if err := e.startPod(ctx, c.pod); err != nil {
 			return nil, fmt.Errorf("start container %s: its pod: %w", s.ID, err)
@@ -365,6 +368,9 @@ func (e *Engine) beginStop(ctx context.Context, c *container, grace time.Duratio
 	defer c.op.Unlock()
 	rec := c.record()
 	client := c.pod.client()
+	if c.pod.unreachable() && rec.Container.State.alive() {
+		return nil, c.pod.errNoAnswer()
+	}
 	if !rec.Container.State.alive() || client == nil {
 		gone := make(chan struct{})
 		close(gone)
@@ -462,6 +468,9 @@ func (e *Engine) removeContainer(ctx context.Context, c *container, force bool) 
 	defer c.op.Unlock()
 	s := c.snapshot()
 	client := c.pod.client()
+	if c.pod.unreachable() && s.State.alive() {
+		return c.pod.errNoAnswer()
+	}
 	if s.State.alive() && client != nil {
 		if !force {
 			return fault.New(fault.Conflict, "container %s is running", s.ID).Hint("stop it first, or force its removal")

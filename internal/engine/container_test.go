@@ -131,12 +131,10 @@ func TestUserFilesThatAreNone(t *testing.T) {
 // logged waits until a running container has logged a line.
 func logged(t *testing.T, c engine.Container, line string) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if data, err := os.ReadFile(c.LogPath); err == nil && strings.Contains(string(data), " "+line+"\n") {
-			return
-		}
-	}
-	t.Fatalf("container %s never logged %q", c.Spec.Name, line)
+	eventually(t, fmt.Sprintf("%s to log %q", c.Spec.Name, line), func() bool {
+		data, err := os.ReadFile(c.LogPath)
+		return err == nil && strings.Contains(string(data), " "+line+"\n")
+	})
 }
 
 // TestImpatience: who kills or removes does not wait for who stops with patience.
@@ -263,13 +261,7 @@ func TestRestart(t *testing.T) {
 			t.Errorf("a program that does not exist: %v", err)
 		}
 	}
-	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) { // all are idle in the end
-		ready := slices.ContainsFunc(m.Pods(ctx, ""), func(p engine.Pod) bool { return p.State == engine.PodReady })
-		if !ready {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatal("a pod stays ready with nothing running in it")
-		}
-	}
+	eventually(t, "all pods to be idle", func() bool {
+		return !slices.ContainsFunc(m.Pods(ctx, ""), func(p engine.Pod) bool { return p.State == engine.PodReady })
+	})
 }

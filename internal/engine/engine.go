@@ -59,6 +59,7 @@ type Engine struct {
 	podByID    map[string]*pod
 	ctrByID    map[string]*container
 	stopping   bool
+	stopped    chan struct{} // closed by Stop
 	background sync.WaitGroup
 	bundles    bundles
 }
@@ -72,6 +73,7 @@ func New(opt Options) *Engine {
 		ctrs:    records[containerRecord]{filepath.Join(opt.DataDir, "containers")},
 		podByID: map[string]*pod{},
 		ctrByID: map[string]*container{},
+		stopped: make(chan struct{}),
 	}
 }
 
@@ -121,7 +123,10 @@ func (e *Engine) makeDirs() error {
 // Containers run on.
 func (e *Engine) Stop(context.Context) error {
 	e.mu.Lock()
-	e.stopping = true
+	if !e.stopping {
+		e.stopping = true
+		close(e.stopped)
+	}
 	pods := slices.Collect(maps.Values(e.podByID))
 	e.mu.Unlock()
 	for _, p := range pods {

@@ -24,6 +24,9 @@ func (e *Engine) running(id string) (*container, *runner.Client, error) {
 		return nil, nil, err
 	}
 	client := c.pod.client()
+	if c.pod.unreachable() {
+		return nil, nil, c.pod.errNoAnswer()
+	}
 	if s := c.snapshot(); client == nil || !s.State.alive() {
 		return nil, nil, fault.New(fault.Conflict, "container %s is not running", s.ID).Hint("start it first")
 	}

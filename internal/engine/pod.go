@@ -56,6 +56,20 @@ func (p *pod) record() podRecord {
 	return p.rec
 }
 
+// unreachable reports a runner that has not answered since the daemon started,
+// see rejoin: whether it lives is not known.
+func (p *pod) unreachable() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.runner == nil && p.rec.Pod.State == PodReady
+}
+
+// errNoAnswer is what asks for an unreachable runner.
+func (p *pod) errNoAnswer() error {
+	return fault.New(fault.Unavailable, "the runner of pod %s does not answer", p.id).
+		Hint("it is tried again; removing the pod kills what runs in it, and the runner")
+}
+
 func (p *pod) snapshot() Pod { return p.record().Pod }
 
 // set changes the pod's record in memory and on disk.
@@ -103,6 +117,9 @@ func (e *Engine) StartPod(ctx context.Context, id string) error {
 	defer p.op.Unlock()
 	if p.client() != nil {
 		return nil
+	}
+	if p.unreachable() {
+		return p.errNoAnswer()
 	}
 	if err := e.startPod(ctx, p); err != nil {
 		return fmt.Errorf("start pod %s: %w", id, err)
@@ -185,7 +202,14 @@ func (e *Engine) StopPod(ctx context.Context, id string) error {
 
 // stopPod is StopPod with p.op held.
 func (e *Engine) stopPod(ctx context.Context, p *pod) error {
-	id := p.snapshot().ID
+	id := p.id
+	if p.unreachable() {
+		if err := runner.Kill(ctx, e.runnerDir(id)); err != nil {
+			return fmt.Errorf("stop pod %s: %w", id, err)
+		}
+		e.runnerLost(ctx, p)
+		return nil
+	}
 	for _, c := range e.containersOf(id) {
 		if err := e.killContainer(ctx, c); err != nil {
 			return fmt.Errorf("stop pod %s: %w", id, err)

@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/fault"
 )
@@ -97,6 +98,54 @@ func Dial(ctx context.Context, dir string) (*Client, error) {
 	}
 	c.pid = hello.PID
 	return c, nil
+}
+
+// IsGone reports an error that says that no runner serves a directory: there is
+// no socket, or nobody listens on it. Any other error says nothing of that.
+func IsGone(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED)
+}
+
+// Kill kills a directory's runner, which need not answer, and returns when it
+// is gone. Its containers live on, see KillOrphans.
+func Kill(ctx context.Context, dir string) error {
+	ctx, cancel := context.WithTimeout(ctx, orphanTime)
+	defer cancel()
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", SocketPath(dir))
+	if IsGone(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("kill runner in %s: %w", dir, err)
+	}
+	defer conn.Close()
+	peer, err := peerOf(conn.(*net.UnixConn))
+	if err == nil {
+		err = unix.Kill(int(peer.Pid), unix.SIGKILL)
+	}
+	if err != nil {
+		return fmt.Errorf("kill runner in %s: %w", dir, err)
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	io.Copy(io.Discard, conn) // ends with the runner
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("kill runner in %s: %w", dir, err)
+	}
+	return nil
+}
+
+// peerOf returns who has the other end: of a client's connection, who listens.
+func peerOf(c *net.UnixConn) (*unix.Ucred, error) {
+	rc, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var cred *unix.Ucred
+	var credErr error
+	err = rc.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	return cred, errors.Join(err, credErr)
 }
 
 // PID is the runner's process id.

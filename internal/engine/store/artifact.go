@@ -26,12 +26,18 @@ const (
 	annotationTitle     = ocispec.AnnotationTitle
 )
 
+// tmpArtifact begins the names of the directories that artifacts are filled in.
+const tmpArtifact = "artifact-"
+
 // ensureMaterialised returns the snapshot that holds an artifact's files,
 // making it the first time: a layer whose media type ends in "tar", compressed
 // or not, is unpacked (ModelPack's model.weight.v1.tar and its kin), any other
 // is one file named by its annotation.
 func (s *Store) ensureMaterialised(ctx context.Context, img Image) (snapshot string, err error) {
 	snapshot = "artifact-" + img.Digest
+	if err := s.refer(ctx, img.Digest, labelSnapshotRef+"/artifact", snapshot); err != nil { // first, as in ensureUnpacked
+		return "", err
+	}
 	if _, err := s.snapshotter.Stat(ctx, snapshot); err == nil {
 		return snapshot, nil
 	}
@@ -59,12 +65,12 @@ func (s *Store) ensureMaterialised(ctx context.Context, img Image) (snapshot str
 	if err := s.snapshotter.Commit(ctx, snapshot, making); err != nil && !errdefs.IsAlreadyExists(err) {
 		return "", err
 	}
-	return snapshot, s.refer(ctx, img.Digest, labelSnapshotRef+"/artifact", snapshot)
+	return snapshot, nil
 }
 
 // fill writes the artifact's files below a mount of their own.
 func (s *Store) fill(ctx context.Context, img Image, mounts []Mount) (err error) {
-	dir, err := os.MkdirTemp(filepath.Join(s.opt.Root, "tmp"), "artifact-")
+	dir, err := os.MkdirTemp(filepath.Join(s.opt.Root, "tmp"), tmpArtifact)
 	if err != nil {
 		return err
 	}

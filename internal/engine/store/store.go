@@ -121,8 +121,21 @@ func (s *Store) Start(ctx context.Context) (err error) {
 	s.snapshotter = s.db.Snapshotter(SnapshotterName)
 	s.images, s.leases = metadata.NewImageStore(s.db), metadata.NewLeaseManager(s.db)
 	s.applier = apply.NewFileSystemApplier(s.db.ContentStore())
+	s.sweep()
 	s.collect.start(ctx, s)
 	return nil
+}
+
+// sweep takes away the mounts in which an earlier process, killed meanwhile,
+// was filling artifacts.
+func (s *Store) sweep() {
+	left, _ := filepath.Glob(filepath.Join(s.opt.Root, "tmp", tmpArtifact+"*"))
+	for _, dir := range left {
+		// Remove, not RemoveAll: should it still be mounted, its content is a snapshot's.
+		if err := errors.Join(UnmountAll(dir), os.Remove(dir)); err != nil {
+			s.opt.Log.Error("remove what an interrupted unpacking left", "dir", dir, "error", err)
+		}
+	}
 }
 
 // Stop closes the store. Mounts made of it stay.

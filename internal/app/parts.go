@@ -51,7 +51,7 @@ func newParts(cfg config.Config, log *slog.Logger, progress *progress) (*parts, 
 	options.Runtime, options.Images, options.PodChanged = runtime, runtime, runtime.PodChanges
 	options.Progress = func(part string, took time.Duration) { progress.component(part, "started", took) }
 	p.cluster = kube.New(options)
-	builder := build.New(build.Options{Root: filepath.Join(cfg.DataDir, "build"), PlainHTTP: p.registry.Hosts(), Engine: p.engine, Log: log})
+	builder := build.New(build.Options{Root: filepath.Join(cfg.DataDir, "images", "build"), PlainHTTP: p.registry.Hosts(), Engine: p.engine, Log: log})
 	p.list = append(p.list,
 		lifecycle.Func{Label: "bundled images", OnStart: func(ctx context.Context) error {
 			return p.store.LoadBundled(ctx, filepath.Join(cfg.LibexecDir, "images"))

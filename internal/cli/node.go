@@ -37,11 +37,12 @@ func needRoot(what string) error {
 // daemonPID returns the process id of the running daemon; 0 if none runs. The
 // daemon holds a lock as long as it lives, so a stale file tells nothing.
 func daemonPID(cfg config.Config) (int, error) {
-	running, err := instance.Running(cfg.RunDir)
-	if err != nil || !running {
-		return 0, err
-	}
-	for range 100 { // the lock comes before the file
+	// The lock comes before the file, and goes after it with the process.
+	for begin := time.Now(); time.Since(begin) < pidTime; {
+		running, err := instance.Running(cfg.RunDir)
+		if err != nil || !running {
+			return 0, err
+		}
 		data, err := os.ReadFile(cfg.PIDFile())
 		if pid, convErr := strconv.Atoi(strings.TrimSpace(string(data))); err == nil && convErr == nil {
 			return pid, nil
@@ -50,6 +51,10 @@ func daemonPID(cfg config.Config) (int, error) {
 	}
 	return 0, fault.New(fault.Internal, "ferryd runs, but %s does not tell its process id", cfg.PIDFile())
 }
+
+// pidTime is how long a daemon may have the lock and no process id in its file:
+// on a busy disk a large process takes seconds to be gone.
+const pidTime = 10 * time.Second
 
 func (e *env) upCommand() *cobra.Command {
 	return &cobra.Command{
@@ -302,8 +307,8 @@ func endDaemon(ctx context.Context, cfg config.Config, pid int) error {
 	ctx, cancel := context.WithTimeout(ctx, downTime)
 	defer cancel()
 	for {
-		now, err := daemonPID(cfg)
-		if err != nil || now == 0 {
+		running, err := instance.Running(cfg.RunDir)
+		if err != nil || !running {
 			return err
 		}
 		select {

@@ -3,11 +3,14 @@ package store
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
+	"path/filepath"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -71,6 +74,25 @@ func TestLeases(t *testing.T) {
 	expect("after a restart", pulled, false)
 	expect("after a restart, BuildKit's", cached, true)
 	if err := s.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestUnpackInPrivate: what containerd mounts to unpack is not in /tmp, where
+// the machine's users could run what is setuid in it.
+func TestUnpackInPrivate(t *testing.T) {
+	runnertest.NeedRoot(t)
+	s := New(Options{Root: t.TempDir(), Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	if err := s.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	err := mount.WithTempMount(t.Context(), []mount.Mount{{Type: "tmpfs", Source: "tmpfs"}}, func(dir string) error {
+		if filepath.Dir(dir) != filepath.Join(s.opt.Root, "tmp") {
+			t.Errorf("mounted at %s", dir)
+		}
+		return nil
+	})
+	if err := errors.Join(err, s.Stop(t.Context())); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -29,6 +29,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
@@ -89,10 +90,14 @@ func (s *Store) Name() string { return "image store" }
 func (s *Store) Start(ctx context.Context) (err error) {
 	// The root is for root alone, also where an earlier version made it: what is
 	// setuid in an image is so in its snapshots, and blobs may hold secrets.
-	for _, dir := range []string{s.opt.Root, filepath.Join(s.opt.Root, "tmp")} {
+	for _, dir := range []string{s.opt.Root, s.tmp()} {
 		if err := errors.Join(os.MkdirAll(dir, 0o700), os.Chmod(dir, 0o700)); err != nil {
 			return fault.New(fault.Unavailable, "image store: %w", err).Hint("make room, or set dataDir in the configuration")
 		}
+	}
+	// Layers are unpacked in mounts, which in /tmp everybody could look into.
+	if err := mount.SetTempMountLocation(s.tmp()); err != nil {
+		return fmt.Errorf("image store: %w", err)
 	}
 	blobs, err := local.NewStore(filepath.Join(s.opt.Root, "content"))
 	if err != nil {
@@ -127,7 +132,7 @@ func (s *Store) Start(ctx context.Context) (err error) {
 }
 
 // sweep takes away what an earlier process left that was killed: the leases of
-// what it was making, and the mounts in which it was filling artifacts.
+// what it was making, and the mounts in which it was unpacking.
 func (s *Store) sweep(ctx context.Context) {
 	left, err := s.leases.List(ctx, fmt.Sprintf("labels.%q", labelLease))
 	for _, l := range left {
@@ -139,7 +144,7 @@ func (s *Store) sweep(ctx context.Context) {
 	if len(left) > 0 {
 		s.collect.soon()
 	}
-	dirs, _ := filepath.Glob(filepath.Join(s.opt.Root, "tmp", tmpArtifact+"*"))
+	dirs, _ := filepath.Glob(filepath.Join(s.tmp(), "*"))
 	for _, dir := range dirs {
 		// Remove, not RemoveAll: should it still be mounted, its content is a snapshot's.
 		if err := errors.Join(UnmountAll(dir), os.Remove(dir)); err != nil {
@@ -147,6 +152,9 @@ func (s *Store) sweep(ctx context.Context) {
 		}
 	}
 }
+
+// tmp is where layers and artifacts are mounted to be unpacked.
+func (s *Store) tmp() string { return filepath.Join(s.opt.Root, "tmp") }
 
 // Stop closes the store. Mounts made of it stay.
 func (s *Store) Stop(context.Context) error {

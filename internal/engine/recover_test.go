@@ -78,8 +78,8 @@ func TestLeftovers(t *testing.T) {
 	}
 	of := func(path ...string) string { return filepath.Join(append([]string{m.Dir()}, path...)...) }
 	rootfs, view := of("run/c", unknown[:12], "rootfs"), of("run/c", unknown[:12], "volume-0")
-	shm, tmp := of("run/p", unknown[:12], "shm"), of("store/tmp/artifact-1")
-	for _, dir := range []string{rootfs, view, shm, tmp} {
+	shm, tmp, unpacking := of("run/p", unknown[:12], "shm"), of("store/tmp/artifact-1"), of("store/tmp/containerd-mount1")
+	for _, dir := range []string{rootfs, view, shm, tmp, unpacking} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -89,7 +89,7 @@ func TestLeftovers(t *testing.T) {
 	if err1 != nil || err2 != nil {
 		t.Fatal(err1, err2)
 	}
-	for _, dir := range []string{shm, tmp} {
+	for _, dir := range []string{shm, tmp, unpacking} {
 		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
 			t.Fatal(err)
 		}
@@ -99,7 +99,7 @@ func TestLeftovers(t *testing.T) {
 	}
 	m.Stop()
 	m.Start()
-	for _, path := range []string{filepath.Dir(rootfs), filepath.Dir(shm), tmp} {
+	for _, path := range []string{filepath.Dir(rootfs), filepath.Dir(shm), tmp, unpacking} {
 		if _, err := os.Lstat(path); !os.IsNotExist(err) {
 			t.Errorf("%s is left: %v", path, err)
 		}

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"path/filepath"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -25,9 +24,6 @@ const (
 	annotationModelPath = "org.cncf.model.filepath"
 	annotationTitle     = ocispec.AnnotationTitle
 )
-
-// tmpArtifact begins the names of the directories that artifacts are filled in.
-const tmpArtifact = "artifact-"
 
 // ensureMaterialised returns the snapshot that holds an artifact's files,
 // making it the first time: a layer whose media type ends in "tar", compressed
@@ -70,7 +66,7 @@ func (s *Store) ensureMaterialised(ctx context.Context, img Image) (snapshot str
 
 // fill writes the artifact's files below a mount of their own.
 func (s *Store) fill(ctx context.Context, img Image, mounts []Mount) (err error) {
-	dir, err := os.MkdirTemp(filepath.Join(s.opt.Root, "tmp"), tmpArtifact)
+	dir, err := os.MkdirTemp(s.tmp(), "artifact-")
 	if err != nil {
 		return err
 	}

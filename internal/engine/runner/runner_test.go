@@ -169,7 +169,7 @@ func TestProgramsThatCannotStart(t *testing.T) {
 func TestSeccompCache(t *testing.T) {
 	h := newHarness(t, runner.SetupRequest{})
 	cache := filepath.Join(h.dir, "..", "..", "seccomp")
-	const script = `head -c0 /proc/self/status; cat /proc/self/status | while read k v; do case $k in Seccomp*) echo $k $v;; esac; done
+	const script = `exec 2>&1; head -c0 /proc/self/status; cat /proc/self/status | while read k v; do case $k in Seccomp*) echo $k $v;; esac; done
 unshare -m true; echo unshare $?; mkdir /tmp/x; echo mkdir $?; ls /proc/self/fd | wc -l`
 	var outs []string
 	for _, id := range []string{"cold", "cached"} {

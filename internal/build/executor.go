@@ -85,11 +85,11 @@ func (x *engineExecutor) Exec(ctx context.Context, id string, p executor.Process
 		process.Cwd = p.Meta.Cwd
 	}
 	if p.Meta.User != "" {
-		uid, gid, groups, err := oci.GetUser(spec.Root.Path, p.Meta.User)
+		user, err := engine.ResolveUser(spec.Root.Path, p.Meta.User)
 		if err != nil {
-			return fmt.Errorf("user %s: %w", p.Meta.User, err)
+			return err
 		}
-		process.User = specs.User{UID: uid, GID: gid, AdditionalGids: groups}
+		process.User = user
 	}
 	code, err := x.engine.ExecBundle(ctx, bundleID(id), &process, streamsOf(ctx, p))
 	return outcome(ctx, code, err, p.Meta.ValidExitCodes)
@@ -166,14 +166,14 @@ func (engineNetwork) Close() error                                   { return ni
 // prepare mounts the step's root and computes its spec; release undoes it.
 func (x *engineExecutor) prepare(ctx context.Context, id string, root executor.Mount, mounts []executor.Mount, meta executor.Meta) (_ *specs.Spec, release func(), err error) {
 	var undo []func()
-	release = func() {
+	all := func() {
 		for _, f := range slices.Backward(undo) {
 			f()
 		}
 	}
 	defer func() {
 		if err != nil {
-			release()
+			all()
 		}
 	}()
 	dir, err := os.OpenRoot(x.root)
@@ -201,11 +201,12 @@ func (x *engineExecutor) prepare(ctx context.Context, id string, root executor.M
 			x.log.Error("unmount the root of a build's step", "path", rootfs, "error", err)
 		}
 	}, executor.MountStubsCleaner(ctx, rootfs, mounts, meta.RemoveMountStubsRecursive))
-	uid, gid, groups, err := oci.GetUser(rootfs, meta.User)
+	// Not BuildKit's own look-up, which opens whatever a build put in the files' place.
+	user, err := engine.ResolveUser(rootfs, meta.User)
 	if err != nil {
-		return nil, nil, fmt.Errorf("user %s: %w", meta.User, err)
+		return nil, nil, err
 	}
-	opts := []containerdoci.SpecOpts{oci.WithUIDGID(uid, gid, groups), rootAt(rootfs, meta.ReadonlyRootFS)}
+	opts := []containerdoci.SpecOpts{oci.WithUIDGID(user.UID, user.GID, user.AdditionalGids), rootAt(rootfs, meta.ReadonlyRootFS)}
 	spec, releaseSpec, err := oci.GenerateSpec(ctx, meta, mounts, id, filepath.Join(x.root, resolv), filepath.Join(x.root, hosts),
 		engineNetwork{}, "", oci.ProcessSandbox, nil, "", false, "", nil, opts...)
 	if err != nil {
@@ -213,7 +214,7 @@ func (x *engineExecutor) prepare(ctx context.Context, id string, root executor.M
 	}
 	undo = append(undo, releaseSpec)
 	spec.Process.Terminal = meta.Tty
-	return spec, release, nil
+	return spec, all, nil
 }
 
 func rootAt(path string, readonly bool) containerdoci.SpecOpts {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/cyphar/filepath-securejoin/pathrs-lite"
 	"github.com/moby/sys/user"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/fault"
@@ -57,6 +58,13 @@ func resolveUser(rootfs, spec string, extra []uint32, strict bool) (resolvedUser
 		out.home = "/"
 	}
 	return out, nil
+}
+
+// ResolveUser looks a user ("user", "uid", "user:group", …; empty is root) up
+// in a mounted root, for who makes the spec of a Bundle.
+func ResolveUser(rootfs, spec string) (specs.User, error) {
+	u, err := resolveUser(rootfs, spec, nil, false)
+	return specs.User{UID: u.uid, GID: u.gid, AdditionalGids: u.groups}, err
 }
 
 // maxUserFile bounds what is read of an image's list of users.

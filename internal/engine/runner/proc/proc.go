@@ -58,8 +58,10 @@ func serveHere() error {
 	logrus.SetLevel(logrus.WarnLevel)
 	// A runner idles for most of its life: keep its heap, and with it what each pod costs, small.
 	debug.SetGCPercent(50)
-	// What the terminal or init system of the daemon's user sends is not meant for containers.
-	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
+	// What the terminal or init system of the daemon's user sends is not meant for
+	// containers. Caught and dropped, not ignored: what is ignored stays so in the
+	// containers' programs, and Ctrl-C would end none of them.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
 	ready := os.NewFile(readyFD, "ready")
 	unix.CloseOnExec(readyFD)
 	s, err := newServer(".")

@@ -43,15 +43,18 @@ type container struct {
 	// anew when it is started again.
 	ended chan struct{}
 	// attaching counts callers who want its output from the first byte, placed
-	// is closed when the runner has the container and they can attach.
+	// is closed when the runner has the container and they can attach. next is
+	// placed of the run to come, nil until somebody waits for it.
 	attaching sync.WaitGroup
 	placed    chan struct{}
+	next      chan struct{}
+	removed   chan struct{} // closed once it is
 
 	pod *pod
 }
 
 func newContainer(p *pod, rec containerRecord) *container {
-	return &container{pod: p, rec: rec, ended: make(chan struct{}), placed: make(chan struct{})}
+	return &container{pod: p, rec: rec, ended: make(chan struct{}), placed: make(chan struct{}), removed: make(chan struct{})}
 }
 
 func (c *container) record() containerRecord {
@@ -77,6 +80,13 @@ func (e *Engine) findContainer(key string) (*container, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return find(e.ctrByID, key, "container")
+}
+
+// has reports whether c is not removed.
+func (e *Engine) has(c *container) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.ctrByID[c.rec.Container.ID] == c // the ID never changes
 }
 
 func (e *Engine) containersOf(podID string) []*container {
@@ -111,6 +121,9 @@ func (e *Engine) CreateContainer(ctx context.Context, podID string, spec Contain
 	if _, err := stopSignal(spec.StopSignal, image.StopSignal); err != nil {
 		return Container{}, fmt.Errorf("create container %s: %w", spec.Name, err)
 	}
+	if _, err := effectiveCaps(spec.Security, e.machine.caps); err != nil {
+		return Container{}, fmt.Errorf("create container %s: %w", spec.Name, err)
+	}
 	pod := p.snapshot()
 	rec := containerRecord{Image: image, Container: Container{
 		ID: newID(), PodID: pod.ID, Spec: spec, ImageID: img.ID, ImageRef: img.Digest, State: StateCreated,
@@ -141,18 +154,47 @@ func (e *Engine) StartContainer(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	return e.startContainer(ctx, c)
+}
+
+// StartWithPod starts a container and, if it has stopped, its pod before, as one
+// step: a pod that stops when idle does not do so in between.
+func (e *Engine) StartWithPod(ctx context.Context, id string) error {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return err
+	}
+	c.pod.op.Lock()
+	defer c.pod.op.Unlock()
+	if _, err := e.findContainer(c.snapshot().ID); err != nil {
+		return err // removed with its pod meanwhile
+	}
+	if err := e.ensurePod(ctx, c.pod); err != nil {
+		return err
+	}
+	return e.startContainer(ctx, c)
+}
+
+func (e *Engine) startContainer(ctx context.Context, c *container) error {
 	c.op.Lock()
 	defer c.op.Unlock()
 	rec := c.record()
 	switch {
+	case !e.has(c):
+		return fault.New(fault.NotFound, "container %s was removed", rec.Container.ID)
 	case rec.Container.State.alive():
 		return nil
-	case rec.Container.State == StateExited:
-		e.rearm(c)
 	}
 	client := c.pod.client()
 	if client == nil {
 		return fault.New(fault.Unavailable, "start container %s: its pod %s is not running", rec.Container.ID, rec.Container.PodID)
+	}
+	if rec.Container.State == StateExited {
+		// The runner of a pod that has not stopped since still keeps the last run.
+		if err := client.Delete(ctx, rec.Container.ID, true); err != nil && !fault.Is(err, fault.NotFound) {
+			return fmt.Errorf("start container %s: %w", rec.Container.ID, err)
+		}
+		e.rearm(c)
 	}
 	if err := e.launch(ctx, c, client); err != nil {
 		err = fmt.Errorf("start container %s: %w", rec.Container.ID, err)
@@ -167,7 +209,10 @@ func (e *Engine) rearm(c *container) {
 	defer c.mu.Unlock()
 	c.rec.Container.State = StateCreated
 	c.ended = make(chan struct{})
-	c.placed = make(chan struct{})
+	c.placed, c.next = c.next, nil
+	if c.placed == nil {
+		c.placed = make(chan struct{})
+	}
 }
 
 // launch gives the container to its runner and starts it; c.op is held.
@@ -305,7 +350,8 @@ func (e *Engine) idle(ctx context.Context, p *pod) {
 }
 
 // StopContainer sends the stop signal, waits for grace and then kills. The
-// exited state is visible before it returns. Idempotent.
+// exited state is visible before it returns. Idempotent. Another call with less
+// grace, or a removal, does not wait for this one.
 func (e *Engine) StopContainer(ctx context.Context, id string, grace time.Duration) error {
 	c, err := e.findContainer(id)
 	if fault.Is(err, fault.NotFound) {
@@ -314,34 +360,49 @@ func (e *Engine) StopContainer(ctx context.Context, id string, grace time.Durati
 	if err != nil {
 		return err
 	}
+	if grace > 0 {
+		ended, err := e.askToStop(ctx, c)
+		if err != nil || waitFor(ctx, ended, grace) {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		select {
+		case <-ended: // and what runs now is another run
+			return nil
+		default:
+		}
+	}
+	return e.killContainer(ctx, c)
+}
+
+// askToStop sends the stop signal to what runs of c and returns the channel
+// that is closed at its end; a closed one if nothing runs.
+func (e *Engine) askToStop(ctx context.Context, c *container) (<-chan struct{}, error) {
 	c.op.Lock()
 	defer c.op.Unlock()
 	rec := c.record()
 	client := c.pod.client()
 	if !rec.Container.State.alive() || client == nil {
-		return nil
+		done := make(chan struct{})
+		close(done)
+		return done, nil
+	}
+	sig, err := stopSignal(rec.Container.Spec.StopSignal, rec.Image.StopSignal)
+	if err != nil {
+		return nil, err
 	}
 	if rec.Container.State == StatePaused {
-		if err := client.Resume(ctx, rec.Container.ID); err != nil {
-			return fmt.Errorf("stop container %s: %w", id, err)
+		if err := e.resume(ctx, c, client); err != nil {
+			return nil, fmt.Errorf("stop container %s: %w", rec.Container.ID, err)
 		}
 	}
-	if grace > 0 {
-		sig, err := stopSignal(rec.Container.Spec.StopSignal, rec.Image.StopSignal)
-		if err != nil {
-			return err
-		}
-		if err := client.Signal(ctx, rec.Container.ID, sig, false); err != nil && !fault.Is(err, fault.NotFound) {
-			return fmt.Errorf("stop container %s: %w", id, err)
-		}
-		if e.ended(ctx, c, grace) {
-			return nil
-		}
+	ended := c.endedChan()
+	if err := client.Signal(ctx, rec.Container.ID, sig, false); err != nil && !fault.Is(err, fault.NotFound) {
+		return nil, fmt.Errorf("stop container %s: %w", rec.Container.ID, err)
 	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	return e.kill(ctx, c, client)
+	return ended, nil
 }
 
 // killContainer kills whatever runs of c.
@@ -368,13 +429,21 @@ func (e *Engine) kill(ctx context.Context, c *container, client *runner.Client) 
 
 // ended waits at most limit for the container's exit.
 func (e *Engine) ended(ctx context.Context, c *container, limit time.Duration) bool {
+	return waitFor(ctx, c.endedChan(), limit)
+}
+
+func (c *container) endedChan() <-chan struct{} {
 	c.mu.Lock()
-	ended := c.ended
-	c.mu.Unlock()
+	defer c.mu.Unlock()
+	return c.ended
+}
+
+// waitFor reports whether done was closed before limit and the end of ctx.
+func waitFor(ctx context.Context, done <-chan struct{}, limit time.Duration) bool {
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	select {
-	case <-ended:
+	case <-done:
 		return true
 	case <-timer.C:
 		return false
@@ -399,6 +468,9 @@ func (e *Engine) RemoveContainer(ctx context.Context, id string, force bool) err
 func (e *Engine) removeContainer(ctx context.Context, c *container, force bool) error {
 	c.op.Lock()
 	defer c.op.Unlock()
+	if !e.has(c) {
+		return nil // by another caller, meanwhile
+	}
 	s := c.snapshot()
 	client := c.pod.client()
 	if s.State.alive() && client != nil {
@@ -430,6 +502,7 @@ func (e *Engine) removeContainer(ctx context.Context, c *container, force bool) 
 	if s.State != StateExited && c.rec.Container.State != StateExited {
 		close(c.ended)
 	}
+	close(c.removed)
 	c.mu.Unlock()
 	e.publish(EventDeleted, c.pod.snapshot(), &s)
 	return nil

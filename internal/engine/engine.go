@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -114,6 +115,9 @@ func (e *Engine) Stop(context.Context) error {
 
 // Images returns the image store.
 func (e *Engine) Images() *store.Store { return e.opt.Store }
+
+// Gateway is the address at which containers reach this machine.
+func (e *Engine) Gateway() netip.Addr { return e.opt.Network.Gateway() }
 
 // Subscribe returns all events from now on, in order; the channel is closed
 // once ctx ends. A slow reader delays nobody.

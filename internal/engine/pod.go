@@ -38,7 +38,7 @@ type pod struct {
 
 	// streams counts callers attached to its containers, who must get the last
 	// output before the runner goes.
-	streams sync.WaitGroup
+	streams counter
 }
 
 func (p *pod) client() *runner.Client {
@@ -98,11 +98,19 @@ func (e *Engine) StartPod(ctx context.Context, id string) error {
 	}
 	p.op.Lock()
 	defer p.op.Unlock()
+	if _, err := e.findPod(p.snapshot().ID); err != nil {
+		return err // removed meanwhile
+	}
+	return e.ensurePod(ctx, p)
+}
+
+// ensurePod is StartPod with p.op held.
+func (e *Engine) ensurePod(ctx context.Context, p *pod) error {
 	if p.client() != nil {
 		return nil
 	}
 	if err := e.startPod(ctx, p); err != nil {
-		return fmt.Errorf("start pod %s: %w", id, err)
+		return fmt.Errorf("start pod %s: %w", p.snapshot().ID, err)
 	}
 	e.publish(EventPodUp, p.snapshot(), nil)
 	return nil
@@ -211,7 +219,7 @@ func (e *Engine) releasePod(ctx context.Context, p *pod) error {
 	p.mu.Unlock()
 	var errs []error
 	if client != nil {
-		waitAtMost(&p.streams, time.Second)
+		p.streams.wait(time.Second)
 		if err := client.Shutdown(ctx); err != nil && !fault.Is(err, fault.Unavailable) {
 			errs = append(errs, err)
 		}
@@ -328,12 +336,45 @@ func (e *Engine) runnerLost(ctx context.Context, p *pod) {
 	e.publish(EventPodDown, p.snapshot(), nil)
 }
 
-// waitAtMost waits for wg, but no longer than limit.
-func waitAtMost(wg *sync.WaitGroup, limit time.Duration) {
-	done := make(chan struct{})
-	go func() { wg.Wait(); close(done) }()
+// counter counts what is under way. Unlike a sync.WaitGroup it may be waited for
+// while more begins.
+type counter struct {
+	mu   sync.Mutex
+	n    int
+	zero chan struct{} // nil unless somebody waits
+}
+
+// begin counts one more until the returned function is called, once.
+func (c *counter) begin() (end func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.n++
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.n--; c.n == 0 && c.zero != nil {
+			close(c.zero)
+			c.zero = nil
+		}
+	}
+}
+
+// wait returns once the count was zero, or limit has passed.
+func (c *counter) wait(limit time.Duration) {
+	c.mu.Lock()
+	if c.n == 0 {
+		c.mu.Unlock()
+		return
+	}
+	if c.zero == nil {
+		c.zero = make(chan struct{})
+	}
+	zero := c.zero
+	c.mu.Unlock()
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
 	select {
-	case <-done:
-	case <-time.After(limit):
+	case <-zero:
+	case <-timer.C:
 	}
 }

@@ -180,6 +180,7 @@ type ContainerSpec struct {
 	LogMaxBytes int64     `json:"logMaxBytes,omitempty"` // rotate at this size; 0: the owner rotates
 	LogMaxFiles int       `json:"logMaxFiles,omitempty"`
 	TTY         bool      `json:"tty,omitempty"`
+	ConsoleSize [2]uint   `json:"consoleSize,omitzero"` // columns, rows of the terminal at first
 	Stdin       bool      `json:"stdin,omitempty"`
 	StdinOnce   bool      `json:"stdinOnce,omitempty"`
 	StopSignal  string    `json:"stopSignal,omitempty"` // empty: the image's, else SIGTERM
@@ -256,7 +257,9 @@ type ExecSpec struct {
 	WorkingDir string
 	User       string // as Security.User; empty: the container's
 	TTY        bool
-	Privileged bool
+	// ConsoleSize is the columns and rows of the terminal at first.
+	ConsoleSize [2]uint
+	Privileged  bool
 	// OnStart, if set, is called with an id that ResizeExec takes, once the process runs.
 	OnStart func(execID string)
 }

@@ -63,7 +63,7 @@ func (c *container) startExec(conn *runner.Conn, r runner.ExecRequest) (*process
 	}
 	c.execs[r.ExecID] = p
 	c.mu.Unlock()
-	conn.Write(runner.FrameStarted, nil)
+	p.started = func() { conn.Write(runner.FrameStarted, nil) }
 	p.out.attach(conn)
 	if err := p.start(c.ctr); err != nil {
 		c.mu.Lock()

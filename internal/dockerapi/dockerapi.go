@@ -155,10 +155,7 @@ func (s *Server) follow(ctx context.Context, events <-chan engine.Event) {
 			s.autoRemove(ctx, *ev.Container)
 		case engine.EventDeleted:
 			s.execs.forget(ev.Container.ID)
-			if ev.Container.LogPath == "" {
-				continue
-			}
-			if err := os.RemoveAll(filepath.Dir(ev.Container.LogPath)); err != nil {
+			if err := os.RemoveAll(filepath.Join(s.opt.LogDir, ev.Pod.ID)); err != nil {
 				s.opt.Log.Warn("remove a container's log", "container", ev.Container.ID, "error", err)
 			}
 		}

@@ -1,6 +1,7 @@
 package dockerapi
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -10,10 +11,12 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"syscall"
 
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/api/types"
 	"github.com/moby/term"
+	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/fault"
@@ -48,13 +51,27 @@ func outputs(w io.Writer, tty bool) (stdout, stderr io.Writer) {
 	return frames{&mu, w, stdcopy.Stdout}, frames{&mu, w, stdcopy.Stderr}
 }
 
-// hijack takes the connection over for a two-way stream. With an Upgrade
-// header the client wants 101, older ones take 200 and go on as well. The
-// reader holds what the client has sent already.
-func hijack(w http.ResponseWriter, r *http.Request, tty bool) (net.Conn, io.Reader, error) {
+// takeOver takes the connection from the HTTP server. The reader goes on after
+// what the server has read already. It is not the server's own, for which the
+// end of the client's input is the client's leaving and ends the request's context.
+func takeOver(w http.ResponseWriter) (net.Conn, io.Reader, error) {
 	conn, buf, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		return nil, nil, fmt.Errorf("take over the connection: %w", err)
+	}
+	early, err := buf.Reader.Peek(buf.Reader.Buffered())
+	if err != nil {
+		return nil, nil, errors.Join(err, conn.Close())
+	}
+	return conn, io.MultiReader(bytes.NewReader(bytes.Clone(early)), conn), nil
+}
+
+// hijack takes the connection over for a two-way stream. With an Upgrade
+// header the client wants 101, older ones take 200 and go on as well.
+func hijack(w http.ResponseWriter, r *http.Request, tty bool) (net.Conn, io.Reader, error) {
+	conn, in, err := takeOver(w)
+	if err != nil {
+		return nil, nil, err
 	}
 	media := types.MediaTypeMultiplexedStream
 	if tty {
@@ -68,7 +85,27 @@ func hijack(w http.ResponseWriter, r *http.Request, tty bool) (net.Conn, io.Read
 	if err != nil {
 		return nil, nil, errors.Join(err, conn.Close())
 	}
-	return conn, buf.Reader, nil
+	return conn, in, nil
+}
+
+// untilGone returns when the other end of conn, or conn itself, is closed. The
+// end of the other's input alone does not count: docker has none to send, says
+// so, and goes on reading. Nothing else may read from conn meanwhile.
+func untilGone(ctx context.Context, conn net.Conn) {
+	sc, ok := conn.(syscall.Conn)
+	if !ok {
+		<-ctx.Done()
+		return
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return
+	}
+	raw.Read(func(fd uintptr) bool { // called again at each change
+		fds := []unix.PollFd{{Fd: int32(fd)}} // a hang-up is always told
+		n, err := unix.Poll(fds, 0)
+		return err == nil && n > 0 && fds[0].Revents&unix.POLLHUP != 0
+	})
 }
 
 // failing cancels when a write fails: the client is gone.
@@ -127,7 +164,11 @@ func (s *Server) containerAttach(w http.ResponseWriter, r *http.Request) error {
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	events := s.opt.Engine.Subscribe(ctx) // before the answer, after which the client may start it
+	attachment, err := s.opt.Engine.Announce(c.ID) // before the answer, after which the client may start it
+	if err != nil {
+		return err
+	}
+	defer attachment.Close()
 	conn, in, err := hijack(w, r, c.Spec.TTY)
 	if err != nil {
 		return err
@@ -145,13 +186,19 @@ func (s *Server) containerAttach(w http.ResponseWriter, r *http.Request) error {
 		return nil
 	}
 	streams := engine.Streams{}
+	reads := flag(r, "stdin") && c.Spec.Stdin
+	if !reads {
+		var watch sync.WaitGroup
+		watch.Go(func() { untilGone(ctx, conn); cancel() })
+		defer func() { conn.Close(); watch.Wait() }()
+	}
 	if flag(r, "stdout") {
 		streams.Stdout = stdout
 	}
 	if flag(r, "stderr") && !c.Spec.TTY {
 		streams.Stderr = stderr
 	}
-	if flag(r, "stdin") && c.Spec.Stdin {
+	if reads {
 		if c.Spec.TTY {
 			if in, err = detachable(in, param(r, "detachKeys")); err != nil {
 				return err
@@ -160,26 +207,7 @@ func (s *Server) containerAttach(w http.ResponseWriter, r *http.Request) error {
 		}
 		streams.Stdin = in
 	}
-	if c.State == engine.StateExited {
-		// Started again after this: the engine's attach waits only for created ones.
-		return s.attachRestarted(ctx, c, events, streams)
-	}
-	return s.opt.Engine.Attach(ctx, c.ID, streams)
-}
-
-// attachRestarted attaches to a container that has exited and is about to be
-// started again, as `docker start -a` asks.
-func (s *Server) attachRestarted(ctx context.Context, c engine.Container, events <-chan engine.Event, streams engine.Streams) error {
-	for ev := range events {
-		if ev.Container == nil || ev.Container.ID != c.ID {
-			continue
-		}
-		if ev.Type == engine.EventStarted {
-			return s.opt.Engine.Attach(ctx, c.ID, streams)
-		}
-		return nil
-	}
-	return ctx.Err()
+	return attachment.Attach(ctx, streams)
 }
 
 func (s *Server) containerResize(w http.ResponseWriter, r *http.Request) error {

@@ -258,7 +258,7 @@ func (e *env) runDown(ctx context.Context) error {
 	out, err := exec.CommandContext(ctx, filepath.Join(cfg.LibexecDir, "ferryd"), "teardown").CombinedOutput()
 	if err != nil {
 		text, hint, _ := strings.Cut(strings.TrimSpace(string(out)), "\nhint: ")
-		return fault.New(fault.Internal, "put the machine back: %s", strings.TrimPrefix(text, "error: ")).Hint("%s", orElse(hint, "run `ferry down` again; `ferry doctor` lists what is left"))
+		return fault.New(fault.Internal, "put the machine back: %s", orElse(strings.TrimPrefix(text, "error: "), err.Error())).Hint("%s", orElse(hint, "run `ferry down` again; `ferry doctor` lists what is left"))
 	}
 	progress.Done("containers and network", time.Since(begin).Round(time.Millisecond).String())
 	path, err := kubeconfig.Path(e.getenv)

@@ -141,6 +141,7 @@ func listen(ctx context.Context, path string) (net.Listener, error) {
 // follow does what Docker's daemon does by itself when a container exits or
 // is gone, until ctx ends: --rm removes it, its name and its log become free.
 func (s *Server) follow(ctx context.Context, events <-chan engine.Event) {
+	s.removeStrayLogs(ctx)
 	for _, c := range s.opt.Engine.Containers(ctx, engine.OwnerDocker) {
 		if c.State == engine.StateExited {
 			s.autoRemove(ctx, c)
@@ -158,6 +159,23 @@ func (s *Server) follow(ctx context.Context, events <-chan engine.Event) {
 			if err := os.RemoveAll(filepath.Join(s.opt.LogDir, ev.Pod.ID)); err != nil {
 				s.opt.Log.Warn("remove a container's log", "container", ev.Container.ID, "error", err)
 			}
+		}
+	}
+}
+
+// removeStrayLogs removes the logs of pods that were removed while no server was
+// there to hear of it.
+func (s *Server) removeStrayLogs(ctx context.Context) {
+	dirs, err := os.ReadDir(s.opt.LogDir) // before the pods, of which there may be more by then
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.opt.Log.Warn("look for logs of removed containers", "error", err)
+	}
+	for _, dir := range dirs {
+		if _, err := s.opt.Engine.Pod(ctx, dir.Name()); !fault.Is(err, fault.NotFound) {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(s.opt.LogDir, dir.Name())); err != nil {
+			s.opt.Log.Warn("remove a container's log", "pod", dir.Name(), "error", err)
 		}
 	}
 }

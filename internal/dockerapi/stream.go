@@ -177,6 +177,8 @@ func (s *Server) containerAttach(w http.ResponseWriter, r *http.Request) error {
 	context.AfterFunc(ctx, func() { conn.Close() })
 	stdout, stderr := outputs(failing{conn, cancel}, c.Spec.TTY)
 	if flag(r, "logs") && c.LogPath != "" {
+		// A client that does not read them must not hold up the start.
+		attachment.Close()
 		opt := logOptions{stdout: flag(r, "stdout"), stderr: flag(r, "stderr"), tail: -1}
 		if err := s.copyLog(ctx, c, opt, stdout, stderr); err != nil {
 			return err

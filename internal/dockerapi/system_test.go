@@ -146,6 +146,7 @@ func TestServerAgain(t *testing.T) {
 	long := shell("sleep 0.3; exit 7")
 	long.name = "long"
 	a.up(long)
+	a.run(shell("echo to be removed"))
 	settled := func(id string) container.InspectResponse {
 		c := a.inspect(id)
 		c.ExecIDs = nil
@@ -164,6 +165,10 @@ func TestServerAgain(t *testing.T) {
 	a.start()
 	same()
 	a.stop()
+	gone := a.machine.Containers(ctx, engine.OwnerDocker)
+	if err := a.machine.RemovePod(ctx, gone[len(gone)-1].PodID); err != nil { // the one of nobody's, with its log
+		t.Fatal(err)
+	}
 	a.machine.Stop()
 	time.Sleep(500 * time.Millisecond) // what ends meanwhile ends without a daemon
 	a.machine.Start()

@@ -97,7 +97,6 @@ func (e *Engine) Attach(ctx context.Context, id string, streams Streams) error {
 
 // Attachment is a caller who is going to attach to a container's main process.
 type Attachment struct {
-	engine    *Engine
 	container *container
 	placed    <-chan struct{}
 	waits     bool
@@ -114,7 +113,7 @@ func (e *Engine) announce(id string, next bool) (*Attachment, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Attachment{engine: e, container: c, attached: func() {}}
+	a := &Attachment{container: c, attached: func() {}}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	a.placed = c.placed
@@ -134,7 +133,7 @@ func (e *Engine) announce(id string, next bool) (*Attachment, error) {
 	return a, nil
 }
 
-// Close ends the announcement. It does nothing after Attach.
+// Close ends the announcement: the start waits for Attach no more.
 func (a *Attachment) Close() { a.attached() }
 
 // Attach connects the streams, as Engine.Attach does. Call it once.

@@ -228,7 +228,7 @@ func TestRestart(t *testing.T) {
 	id := a.up(sleeper("again"))
 	a.awaitOutput(id, "ready")
 	first := a.inspect(id)
-	for i := range 20 {
+	for i := range 12 {
 		if _, err := a.ContainerRestart(t.Context(), id, client.ContainerRestartOptions{Timeout: seconds(0)}); err != nil {
 			t.Fatalf("restart %d: %v", i, err)
 		}
@@ -255,7 +255,7 @@ func TestRestart(t *testing.T) {
 func TestStartAtExit(t *testing.T) {
 	a := newAPI(t)
 	id := a.create(shell("exit 0"))
-	for i := range 20 {
+	for i := range 12 {
 		exit := a.wait(id, container.WaitConditionNextExit)
 		a.startContainer(id)
 		if code := exit(); code != 0 {

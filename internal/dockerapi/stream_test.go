@@ -59,7 +59,7 @@ func input(script string) spec {
 // TestFirstOutput: who attaches before the start misses nothing, however short the program.
 func TestFirstOutput(t *testing.T) {
 	a := newAPI(t)
-	for i := range 15 {
+	for i := range 8 {
 		if r := a.run(shell("echo " + fmt.Sprint(i))); r.code != 0 || r.out != fmt.Sprintln(i) {
 			t.Fatalf("%+v", r)
 		}
@@ -88,7 +88,7 @@ func TestStdinRoundTrip(t *testing.T) {
 
 func TestBigOutput(t *testing.T) {
 	a := newAPI(t)
-	const size = 32 << 20
+	const size = 16 << 20
 	r := a.run(shell(fmt.Sprintf("yes 0123456789abcde | head -c %d", size)))
 	if len(r.out) != size || strings.Trim(r.out, "0123456789abcde\n") != "" || r.code != 0 {
 		t.Errorf("%d bytes, code %d", len(r.out), r.code)
@@ -155,8 +155,9 @@ func TestStdinOfSeveral(t *testing.T) {
 	a := newAPI(t)
 	s := input("while read x; do echo got $x; done")
 	s.config.StdinOnce = false
-	id := a.up(s)
+	id := a.create(s)
 	watcher := a.attach(id, client.ContainerAttachOptions{Stream: true, Stdout: true})
+	a.startContainer(id)
 	for i := range 3 {
 		conn := a.attach(id, both)
 		a.send(conn, fmt.Sprintf("%d\n", i))
@@ -173,21 +174,22 @@ func TestStdinOfSeveral(t *testing.T) {
 // TestAttachStreams: only what is asked for, and what was printed before with logs.
 func TestAttachStreams(t *testing.T) {
 	a := newAPI(t)
-	id := a.up(input("echo early; echo err >&2; read x; echo late; echo err >&2"))
+	id := a.create(input("echo early; echo err >&2; read x; echo late; echo err >&2"))
+	onlyErr := a.attach(id, client.ContainerAttachOptions{Stream: true, Stderr: true})
+	a.startContainer(id)
 	a.awaitOutput(id, "early")
 	a.awaitOutput(id, "err")
 	conn := a.attach(id, client.ContainerAttachOptions{Stdout: true, Logs: true})
 	if out, errOut := a.read(conn, false); out != "early\n" || errOut != "" {
 		t.Errorf("logs alone: %q, %q", out, errOut)
 	}
-	onlyErr := a.attach(id, client.ContainerAttachOptions{Stream: true, Stderr: true})
 	all := a.attach(id, client.ContainerAttachOptions{Stream: true, Stdin: true, Stdout: true, Logs: true})
 	a.expect(all, "early\n")
 	a.send(all, "\n")
 	if out, errOut := a.read(all, false); out != "late\n" || errOut != "" {
 		t.Errorf("both: %q, %q", out, errOut)
 	}
-	if out, errOut := a.read(onlyErr, false); out != "" || errOut != "err\n" {
+	if out, errOut := a.read(onlyErr, false); out != "" || errOut != "err\nerr\n" {
 		t.Errorf("standard error alone: %q, %q", out, errOut)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -187,9 +188,10 @@ func (s *Server) imageRemove(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	// One of several names may go whoever uses the image.
-	last := len(img.Names) < 2 || strings.HasPrefix(strings.TrimPrefix(img.ID, "sha256:"), strings.TrimPrefix(name, "sha256:"))
+	ref, err := reference.ParseDockerRef(name)
+	oneOfSeveral := err == nil && len(img.Names) > 1 && slices.Contains(img.Names, ref.String())
 	for _, c := range s.opt.Engine.Containers(r.Context(), "") {
-		if !last || c.ImageID != img.ID {
+		if oneOfSeveral || c.ImageID != img.ID {
 			continue
 		}
 		if alive(c) || !force {

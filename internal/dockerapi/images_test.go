@@ -248,6 +248,21 @@ func TestImageInUse(t *testing.T) {
 	refused("")
 	up := a.up(sleeper("up"))
 	refused("?force=1")
+	if _, err := a.ImageTag(ctx, client.ImageTagOptions{Source: enginetest.Busybox, Target: "other:v1"}); err != nil {
+		t.Fatal(err)
+	}
+	img, err := a.ImageInspect(ctx, "other:v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range append(img.RepoDigests, img.ID, strings.TrimPrefix(img.ID, "sha256:")[:12]) {
+		if got := a.do("DELETE", "/images/"+key+"?force=1", ""); got.status != http.StatusConflict || !strings.Contains(got.message, "uses the image") {
+			t.Errorf("%s: %+v", key, got)
+		}
+	}
+	if _, err := a.ImageRemove(ctx, "other:v1", client.ImageRemoveOptions{}); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := a.ContainerRemove(ctx, up, client.ContainerRemoveOptions{Force: true}); err != nil {
 		t.Fatal(err)
 	}

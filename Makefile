@@ -4,6 +4,7 @@ SHELL := /bin/bash
 
 GO      ?= go
 BIN     := bin
+RUN     ?= .
 PREFIX  ?= /usr/local
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0-dev)
 
@@ -19,10 +20,15 @@ RUNNER_TAGS  := seccomp netgo osusergo
 RUNNER_FLAGS := -s -w -linkmode external -extldflags "-static \
 -Wl,--wrap=seccomp_rule_add_array,--wrap=seccomp_rule_add_exact_array,--wrap=seccomp_export_bpf"
 
+# Linters, at versions that go.mod need not know.
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+ERRCHECK    := github.com/kisielk/errcheck@v1.30.0
+SCRIPTS     := .ci/run scripts/deps $(wildcard scripts/*.sh examples/*/*.sh test/*/*.sh)
+
 # Packages whose tests also run under the race detector: light ones with goroutines.
 RACE := ./internal/lifecycle ./internal/term ./internal/engine/crilog ./internal/engine/runner
 
-.PHONY: help build deps demo test lint unit race clean install
+.PHONY: help build deps demo kubectl test lint unit race e2e bench clean install
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -38,22 +44,33 @@ build: deps ## build everything into bin/
 deps: ## install the system packages that are missing (apt, as root)
 	@scripts/deps
 
-demo: build ## from a Dockerfile to a served model: examples/digits/demo.sh
-	@command -v kubectl >/dev/null || { echo "building kubectl"; \
-		$(GO) build -ldflags '-s -w $(KUBE_FLAGS)' -o $(BIN)/kubectl k8s.io/kubernetes/cmd/kubectl; }
+demo: build kubectl ## from a Dockerfile to a served model: examples/digits/demo.sh
 	PATH="$(CURDIR)/$(BIN):$$PATH" examples/digits/demo.sh
 
-test: deps lint unit race ## lint and all tests; end-to-end ones need root
+kubectl:
+	$(GO) build -ldflags '-s -w $(KUBE_FLAGS)' -o $(BIN)/kubectl k8s.io/kubernetes/cmd/kubectl
 
-lint: ## formatting and go vet
+test: deps lint unit race e2e ## lint and all tests; those that run containers need root
+
+lint: deps ## formatting, go.mod, go vet, staticcheck, unhandled errors, shellcheck
 	@files=$$(git ls-files '*.go' | xargs gofmt -l); test -z "$$files" || { echo "not formatted: $$files"; exit 1; }
-	$(GO) vet ./cmd/... ./internal/... ./runtimes/...
+	$(GO) mod tidy -diff
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) -checks all ./...
+	$(GO) run $(ERRCHECK) -exclude scripts/errcheck.exclude ./...
+	shellcheck -x $(SCRIPTS)
 
 unit: ## all tests
 	$(GO) test -p 2 -timeout 20m ./cmd/... ./internal/... ./runtimes/...
 
 race: ## the tests of light packages under the race detector
 	$(GO) test -race -timeout 10m $(RACE)
+
+e2e: build kubectl ## the scripts of test/e2e against the real programs; RUN=Scripts/crash for one
+	$(GO) test ./test/e2e -count=1 -timeout 30m -v -run '$(RUN)'
+
+bench: build kubectl ## measure, beside Debian's docker, and write docs/benchmarks.md; COLD=-cold builds from nothing too
+	$(GO) run ./test/bench -bin $(BIN) $(COLD)
 
 install: build ## install below PREFIX
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/ferry/images

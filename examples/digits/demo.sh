@@ -6,8 +6,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 begin=$(date +%s%3N)
 times=""
-answers=$(mktemp)
-trap 'rm -f "$answers"' EXIT
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 
 # say prints a heading and starts the clock of a step.
 say() { printf '\n\033[1m# %s\033[0m\n' "$1"; step=$2; since=$(date +%s%3N); }
@@ -45,11 +45,13 @@ say "Start the platform" up
 run ferry up
 took
 
-# A Job runs once: those of an earlier demo make way.
-kubectl --context ferry delete --ignore-not-found --wait -f train.yaml -f train-v2.yaml -f serve.yaml >/dev/null
+say "Take away what an earlier run of this demo made: a Job runs once" clean
+kube delete --ignore-not-found --wait -f train.yaml -f train-v2.yaml -f serve.yaml
+kube delete --ignore-not-found configmap digits-image
+took
 
 say "Build an image: the runtime and a data set" build
-run ferry build -t digits:v1 .
+run ferry build -t digits:v1 --iidfile "$scratch/image-id" .
 took
 
 say "Run it as a container" run
@@ -57,12 +59,10 @@ run ferry run --rm digits:v1
 took
 
 say "Train a network in a Job; it pushes the model to the registry" train
-image=$(ferry inspect digits:v1 | sed -n 's/.*"Id": *"\(sha256:[0-9a-f]*\)".*/\1/p' | head -n 1)
-kubectl --context ferry create configmap digits-image --from-literal="digest=$image" --dry-run=client -o yaml |
-  kubectl --context ferry apply -f - >/dev/null
+kube create configmap digits-image --from-file="digest=$scratch/image-id"
 train digits-train train.yaml
 model=$(digest digits-train)
-echo "model $model, made by image $image"
+echo "model $model, made by image $(cat "$scratch/image-id")"
 took
 
 say "Serve the model from the registry with two replicas" serve
@@ -73,8 +73,8 @@ took
 say "Predict held-out digits through the Service" predict
 ip=$(kubectl --context ferry get service digits -o 'jsonpath={.spec.clusterIP}')
 run curl -sS --fail --retry 5 --retry-all-errors --retry-delay 1 "http://$ip:8080/v2/models/digits"
-run ferry run --rm digits:v1 predict --data /data --url "http://$ip:8080" --name digits --draw 4 --json | tee "$answers"
-accuracy=$(tail -n 1 "$answers" | sed -n 's/.*"accuracy":\([0-9.]*\).*/\1/p')
+run ferry run --rm digits:v1 predict --data /data --url "http://$ip:8080" --name digits --draw 4 --json | tee "$scratch/answers"
+accuracy=$(tail -n 1 "$scratch/answers" | sed -n 's/.*"accuracy":\([0-9.]*\).*/\1/p')
 took
 
 say "Train a second version and roll it out" update

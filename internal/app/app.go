@@ -6,6 +6,7 @@ package app
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -18,6 +19,7 @@ import (
 	"github.com/ferryos/ferry/internal/config"
 	"github.com/ferryos/ferry/internal/fault"
 	"github.com/ferryos/ferry/internal/lifecycle"
+	"github.com/ferryos/ferry/internal/logfile"
 )
 
 // stopTime is how long the parts get to stop in order.
@@ -76,19 +78,31 @@ func run(ctx context.Context, progress *progress, stderr io.Writer) error {
 		return err
 	}
 	defer unlock()
+	if err := checkRoom(cfg.DataDir); err != nil {
+		return err
+	}
 	parts, err := newParts(cfg, log, progress)
 	if err != nil {
 		return err
 	}
 	group := lifecycle.New(log, parts.list...)
-	group.OnState(progress.component)
+	knowsPods := false
+	group.OnState(func(name, state string, took time.Duration) {
+		knowsPods = knowsPods || name == parts.engine.Name() && state == "started"
+		progress.component(name, state, took)
+	})
 	if err := group.Start(ctx); err != nil {
+		if knowsPods && !parts.engine.Running() { // else there is something to come back to
+			err = errors.Join(err, parts.putBack(context.WithoutCancel(ctx), cfg, log))
+		}
 		return err
 	}
 	err = parts.cluster.WaitReady(ctx)
 	if err == nil {
 		log.Info("ready", "took", time.Since(begin))
 		progress.ready(time.Since(begin))
+		settled := time.AfterFunc(settleTime, func() { settle(log) })
+		defer settled.Stop()
 		select {
 		case <-ctx.Done():
 		case err = <-parts.cluster.Failed():
@@ -119,7 +133,7 @@ func setUp(stderr io.Writer) (config.Config, *slog.Logger, error) {
 		return cfg, nil, fault.New(fault.Invalid, "log level: %w", err)
 	}
 	logrus.SetOutput(io.Discard) // containerd's and BuildKit's: their errors come back as errors
-	return cfg, slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level})), nil
+	return cfg, slog.New(slog.NewTextHandler(logfile.Bounded(stderr, cfg.LogFile()), &slog.HandlerOptions{Level: level})), nil
 }
 
 // progress tells `ferry up` how the start goes: one JSON object a line, see

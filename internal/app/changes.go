@@ -14,7 +14,7 @@ func changes(stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	p, err := newEngineParts(cfg, log)
+	p, err := newEngineParts(cfg, 0, log)
 	if err != nil {
 		return err
 	}

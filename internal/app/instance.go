@@ -4,17 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/config"
 	"github.com/ferryos/ferry/internal/fault"
+	"github.com/ferryos/ferry/internal/instance"
 )
-
-// lockName is the lock file in the run directory.
-const lockName = "ferryd.lock"
 
 // lockInstance makes this process the only ferryd of its configuration until
 // unlock, and writes its process id where `ferry` looks. The lock ends with the
@@ -26,16 +23,12 @@ func lockInstance(cfg config.Config) (unlock func(), err error) {
 				Hint("make room there, or set dataDir and runDir in the configuration")
 		}
 	}
-	f, err := os.OpenFile(filepath.Join(cfg.RunDir, lockName), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock: %w", err)
+	f, err := instance.Lock(cfg.RunDir)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, fault.New(fault.Conflict, "ferryd runs already in %s", cfg.RunDir).
+			Hint("see `ferry status`; a second Ferry needs a configuration of its own (FERRY_CONFIG)")
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fault.New(fault.Conflict, "ferryd runs already in %s", cfg.RunDir).
-				Hint("see `ferry status`; a second Ferry needs a configuration of its own (FERRY_CONFIG)")
-		}
+	if err != nil {
 		return nil, fmt.Errorf("lock: %w", err)
 	}
 	if err := os.WriteFile(cfg.PIDFile(), []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
@@ -43,7 +36,24 @@ func lockInstance(cfg config.Config) (unlock func(), err error) {
 		return nil, fault.New(fault.Unavailable, "write the process id: %w", err).Hint("make room in %s", cfg.RunDir)
 	}
 	return func() {
-		os.Remove(cfg.PIDFile())
+		_ = os.Remove(cfg.PIDFile()) // one that stays is overwritten, and the lock decides
 		f.Close()
 	}, nil
+}
+
+// minRoom is what a start needs at least: etcd and the image store set aside
+// files ahead of use, and etcd's library ends the process where it cannot.
+const minRoom = 256 << 20
+
+// checkRoom refuses to begin what a full disk would end half-way.
+func checkRoom(dir string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("room in %s: %w", dir, err)
+	}
+	if free := st.Bavail * uint64(st.Bsize); free < minRoom {
+		return fault.New(fault.Unavailable, "only %d MB are free in %s, and %d MB are needed", free>>20, dir, uint64(minRoom)>>20).
+			Hint("make room, or set dataDir in the configuration to a place with more")
+	}
+	return nil
 }

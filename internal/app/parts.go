@@ -2,10 +2,14 @@ package app
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/ferryos/ferry/internal/build"
@@ -38,7 +42,7 @@ type parts struct {
 
 // newParts makes all components from the configuration. Nothing starts here.
 func newParts(cfg config.Config, log *slog.Logger, progress *progress) (*parts, error) {
-	p, err := newEngineParts(cfg, log)
+	p, err := newEngineParts(cfg, netnsPool, log)
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +51,7 @@ func newParts(cfg config.Config, log *slog.Logger, progress *progress) (*parts, 
 	options.Runtime, options.Images, options.PodChanged = runtime, runtime, runtime.PodChanges
 	options.Progress = func(part string, took time.Duration) { progress.component(part, "started", took) }
 	p.cluster = kube.New(options)
-	builder := build.New(build.Options{Root: filepath.Join(cfg.DataDir, "build"), PlainHTTP: p.registry.Hosts(), Engine: p.engine, Log: log})
+	builder := build.New(build.Options{Root: filepath.Join(cfg.DataDir, "images", "build"), PlainHTTP: p.registry.Hosts(), Engine: p.engine, Log: log})
 	p.list = append(p.list,
 		lifecycle.Func{Label: "bundled images", OnStart: func(ctx context.Context) error {
 			return p.store.LoadBundled(ctx, filepath.Join(cfg.LibexecDir, "images"))
@@ -58,28 +62,47 @@ func newParts(cfg config.Config, log *slog.Logger, progress *progress) (*parts, 
 		p.registry,
 		runtime, cri.NewSocket(runtime, cfg.CRISocket(), log),
 		p.cluster,
-		lifecycle.Func{Label: "registry credential", OnStart: p.shareCredential},
+		lifecycle.Func{Label: "registry in the cluster", OnStart: func(ctx context.Context) error {
+			p.cluster.Keep(ctx, "the registry in the cluster", p.shareRegistry(cfg.Registry.Port))
+			return nil
+		}},
 	)
 	return p, nil
 }
 
-// credentialSecret is the Secret in the default namespace that pods push with.
-const credentialSecret = "ferry-registry"
+// How pods find the registry: a Service, and in the default namespace a Secret
+// to push with. Both names are the same on every Ferry, whatever its port and ranges.
+const (
+	registryNamespace = "kube-system"
+	registryService   = "registry"
+	registryPort      = 5000
+	credentialSecret  = "ferry-registry"
+)
 
-// shareCredential gives the cluster the registry's credential.
-func (p *parts) shareCredential(ctx context.Context) error {
-	data, err := p.registry.DockerConfig()
-	if err != nil {
-		return err
+// shareRegistry makes the registry known in the cluster, to people's tools too:
+// https://github.com/kubernetes/enhancements/tree/master/keps/sig-cluster-lifecycle/generic/1755-communicating-a-local-registry
+func (p *parts) shareRegistry(port int) func(context.Context) error {
+	return func(ctx context.Context) error {
+		service := net.JoinHostPort(registryService+"."+registryNamespace+".svc", strconv.Itoa(registryPort))
+		credential, err := p.registry.DockerConfig(service)
+		if err != nil {
+			return err
+		}
+		host := net.JoinHostPort("localhost", strconv.Itoa(port))
+		known := fmt.Sprintf("host: %q\nhostFromContainerRuntime: %q\nhostFromClusterNetwork: %q\n", host, host, service)
+		return errors.Join(
+			p.cluster.EnsureSecret(ctx, "default", credentialSecret, "kubernetes.io/dockerconfigjson", map[string][]byte{".dockerconfigjson": credential}),
+			p.cluster.EnsureService(ctx, registryNamespace, registryService, registryPort, port),
+			p.cluster.EnsureConfigMap(ctx, "kube-public", "local-registry-hosting", map[string]string{"localRegistryHosting.v1": known}))
 	}
-	return p.cluster.EnsureSecret(ctx, "default", credentialSecret, "kubernetes.io/dockerconfigjson", map[string][]byte{".dockerconfigjson": data})
 }
 
-// newEngineParts makes the components that containers need: all that teardown uses.
-func newEngineParts(cfg config.Config, log *slog.Logger) (*parts, error) {
-	net, err := network.New(network.Options{
+// newEngineParts makes the components that containers need, all that teardown
+// uses, with so many network namespaces kept ready.
+func newEngineParts(cfg config.Config, pool int, log *slog.Logger) (*parts, error) {
+	bridge, err := network.New(network.Options{
 		Bridge: cfg.Network.Bridge, Subnet: netip.MustParsePrefix(cfg.Network.PodCIDR), Services: netip.MustParsePrefix(cfg.Network.ServiceCIDR),
-		StateDir: filepath.Join(cfg.DataDir, "network"), NetnsDir: filepath.Join(cfg.RunDir, "netns"), PoolSize: netnsPool, Log: log,
+		StateDir: filepath.Join(cfg.DataDir, "network"), NetnsDir: filepath.Join(cfg.RunDir, "netns"), PoolSize: pool, Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -97,9 +120,9 @@ func newEngineParts(cfg config.Config, log *slog.Logger) (*parts, error) {
 	})
 	containers := engine.New(engine.Options{
 		DataDir: filepath.Join(cfg.DataDir, "engine"), RunDir: cfg.RunDir, RunnerBinary: filepath.Join(cfg.LibexecDir, "ferry-runner"),
-		CgroupParent: cfg.CgroupParent, Store: images, Network: net, Log: log,
+		CgroupParent: cfg.CgroupParent, Store: images, Network: bridge, Log: log,
 	})
-	return &parts{list: []lifecycle.Component{net, images, containers}, engine: containers, network: net, store: images, registry: hub}, nil
+	return &parts{list: []lifecycle.Component{bridge, images, containers}, engine: containers, network: bridge, store: images, registry: hub}, nil
 }
 
 func kubeOptions(cfg config.Config, log *slog.Logger) kube.Options {

@@ -5,11 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/ferryos/ferry/internal/config"
 	"github.com/ferryos/ferry/internal/engine"
+	"github.com/ferryos/ferry/internal/instance"
 	"github.com/ferryos/ferry/internal/kube"
 	"github.com/ferryos/ferry/internal/lifecycle"
 )
@@ -27,64 +33,85 @@ func teardown(ctx context.Context, stderr io.Writer) error {
 		return err
 	}
 	defer unlock()
-	p, err := newEngineParts(cfg, log)
+	p, err := newEngineParts(cfg, 0, log)
 	if err != nil {
 		return err
 	}
 	group := lifecycle.New(log, p.list...)
 	if err := group.Start(ctx); err != nil {
-		return err
+		// What is damaged or in the way must not keep the machine from being put back.
+		return errors.Join(err, p.engine.KillAll(ctx), p.putBack(ctx, cfg, log))
 	}
-	errs := []error{p.endPods(ctx), group.Stop(ctx)}
-	errs = append(errs, p.network.Teardown(ctx), kube.Teardown(ctx, kubeOptions(cfg, log)), removeCgroups(cfg.CgroupParent), removeRunDir(cfg))
-	return errors.Join(errs...)
+	return errors.Join(p.endPods(ctx), p.engine.Unmount(ctx), group.Stop(ctx), p.putBack(ctx, cfg, log))
 }
 
-// endPods removes the cluster's pods and stops the others.
+// stopGrace is how long containers get at most to end by themselves.
+const stopGrace = 10 * time.Second
+
+// endPods stops all pods and removes the cluster's.
 func (p *parts) endPods(ctx context.Context) error {
-	var errs []error
-	for _, pod := range p.engine.Pods(ctx, "") {
-		end := p.engine.StopPod
-		if pod.Spec.Owner == engine.OwnerCRI {
-			end = p.engine.RemovePod
-		}
-		if err := end(ctx, pod.ID); err != nil {
-			errs = append(errs, fmt.Errorf("end pod %s: %w", pod.Spec.Name, err))
+	errs := []error{p.engine.StopAll(ctx, stopGrace)}
+	for _, pod := range p.engine.Pods(ctx, engine.OwnerCRI) {
+		if err := p.engine.RemovePod(ctx, pod.ID); err != nil {
+			errs = append(errs, fmt.Errorf("remove pod %s: %w", pod.Spec.Name, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// removeCgroups removes the empty cgroups below parent, and parent, in every hierarchy.
+// putBack undoes what was changed on the machine, once no container runs and
+// the parts have stopped.
+func (p *parts) putBack(ctx context.Context, cfg config.Config, log *slog.Logger) error {
+	return errors.Join(p.network.Teardown(ctx), kube.Teardown(ctx, kubeOptions(cfg, log)), removeCgroups(cfg.CgroupParent), removeRunDir(cfg.RunDir))
+}
+
+// removeCgroups removes the cgroups at and below parent in every hierarchy. No
+// process is left in them.
 func removeCgroups(parent string) error {
-	dirs, err := filepath.Glob("/sys/fs/cgroup/*" + parent)
+	tops, err := filepath.Glob("/sys/fs/cgroup/*" + parent)
 	if err != nil {
 		return err
 	}
-	dirs = append(dirs, "/sys/fs/cgroup"+parent)
 	var errs []error
-	for _, dir := range dirs {
-		children, _ := filepath.Glob(dir + "/*/")
-		for _, d := range append(children, dir) {
-			if err := os.Remove(d); err != nil && !errors.Is(err, os.ErrNotExist) {
-				errs = append(errs, err)
+	for _, top := range append(tops, "/sys/fs/cgroup"+parent) {
+		var dirs []string
+		err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				dirs = append(dirs, path)
 			}
+			return err
+		})
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+		for _, dir := range slices.Backward(dirs) {
+			errs = append(errs, os.Remove(dir))
 		}
 	}
 	return errors.Join(errs...)
 }
 
 // removeRunDir removes what ends with the boot, but for the lock that is held.
-// A directory that still has a mount in it is left and reported.
-func removeRunDir(cfg config.Config) error {
-	entries, err := os.ReadDir(cfg.RunDir)
+// A directory that still has a mount in it is left and reported: what is
+// mounted, a stopped container's files say, is not ours to delete.
+func removeRunDir(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return err
 	}
 	var errs []error
 	for _, e := range entries {
-		if e.Name() != lockName {
-			errs = append(errs, os.RemoveAll(filepath.Join(cfg.RunDir, e.Name())))
+		path := filepath.Join(dir, e.Name())
+		switch {
+		case e.Name() == instance.LockName:
+		case strings.Contains(string(mounts), " "+path+"/"), strings.Contains(string(mounts), " "+path+" "):
+			errs = append(errs, fmt.Errorf("something is still mounted in %s", path))
+		default:
+			errs = append(errs, os.RemoveAll(path))
 		}
 	}
 	return errors.Join(errs...)

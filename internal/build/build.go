@@ -33,7 +33,6 @@ import (
 	"github.com/moby/buildkit/worker/base"
 	bolt "go.etcd.io/bbolt"
 	"go.opentelemetry.io/otel/metric/noop"
-	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 
 	"github.com/ferryos/ferry/internal/engine"
@@ -90,7 +89,7 @@ func (b *Builder) Stop(context.Context) error {
 	return errors.Join(errs...)
 }
 
-// ServeGRPC serves BuildKit's control API by HTTP/2 on conn until it ends.
+// ServeGRPC serves BuildKit's control API by HTTP/2 on conn until it ends or ctx is done.
 func (b *Builder) ServeGRPC(ctx context.Context, conn net.Conn) {
 	k, err := b.start(ctx)
 	if err != nil {
@@ -98,9 +97,7 @@ func (b *Builder) ServeGRPC(ctx context.Context, conn net.Conn) {
 		conn.Close()
 		return
 	}
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	defer stop()
-	(&http2.Server{}).ServeConn(conn, &http2.ServeConnOpts{Handler: k.server})
+	serveHTTP2(ctx, conn, k.server, b.opt.Log)
 }
 
 // ServeSession takes a request over as a build session and returns at its end.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,6 +29,7 @@ import (
 type engineExecutor struct {
 	engine *engine.Engine
 	root   string // resolv.conf and hosts files
+	log    *slog.Logger
 
 	mu      sync.Mutex
 	running map[string]*specs.Spec // by id, for Exec
@@ -35,8 +37,8 @@ type engineExecutor struct {
 
 var _ executor.Executor = (*engineExecutor)(nil)
 
-func newExecutor(e *engine.Engine, root string) *engineExecutor {
-	return &engineExecutor{engine: e, root: root, running: map[string]*specs.Spec{}}
+func newExecutor(e *engine.Engine, root string, log *slog.Logger) *engineExecutor {
+	return &engineExecutor{engine: e, root: root, log: log, running: map[string]*specs.Spec{}}
 }
 
 // Run implements executor.Executor.
@@ -194,7 +196,11 @@ func (x *engineExecutor) prepare(ctx context.Context, id string, root executor.M
 	if err != nil {
 		return nil, nil, err
 	}
-	undo = append(undo, unmount, executor.MountStubsCleaner(ctx, rootfs, mounts, meta.RemoveMountStubsRecursive))
+	undo = append(undo, func() {
+		if err := unmount(); err != nil {
+			x.log.Error("unmount the root of a build's step", "path", rootfs, "error", err)
+		}
+	}, executor.MountStubsCleaner(ctx, rootfs, mounts, meta.RemoveMountStubsRecursive))
 	uid, gid, groups, err := oci.GetUser(rootfs, meta.User)
 	if err != nil {
 		return nil, nil, fmt.Errorf("user %s: %w", meta.User, err)
@@ -218,7 +224,7 @@ func rootAt(path string, readonly bool) containerdoci.SpecOpts {
 }
 
 // mountRoot mounts a step's root file system at a directory of its own.
-func mountRoot(ctx context.Context, root executor.Mount) (dir string, unmount func(), err error) {
+func mountRoot(ctx context.Context, root executor.Mount) (dir string, unmount func() error, err error) {
 	mountable, err := root.Src.Mount(ctx, root.Readonly)
 	if err != nil {
 		return "", nil, err
@@ -232,8 +238,5 @@ func mountRoot(ctx context.Context, root executor.Mount) (dir string, unmount fu
 	if err != nil {
 		return "", nil, errors.Join(err, releaseMounts())
 	}
-	return dir, func() {
-		mounter.Unmount()
-		releaseMounts()
-	}, nil
+	return dir, func() error { return errors.Join(mounter.Unmount(), releaseMounts()) }, nil
 }

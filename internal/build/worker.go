@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/diff/apply"
 	"github.com/containerd/containerd/v2/core/images"
@@ -13,6 +14,7 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/moby/buildkit/cache/metadata"
+	"github.com/moby/buildkit/client"
 	containerdsnapshot "github.com/moby/buildkit/snapshot/containerd"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/leaseutil"
@@ -21,8 +23,10 @@ import (
 	resolverconfig "github.com/moby/buildkit/util/resolver/config"
 	"github.com/moby/buildkit/worker/base"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/engine/store"
+	"github.com/ferryos/ferry/internal/fault"
 )
 
 // workerOptions plugs the image store and the engine into BuildKit's worker.
@@ -52,17 +56,35 @@ func (b *Builder) workerOptions(k *kit) (base.WorkerOpt, error) {
 		// Networks are the executor's business; BuildKit only asks which modes there are.
 		NetworkProviders: map[pb.NetMode]network.Provider{pb.NetMode_UNSET: network.NewNoneProvider(),
 			pb.NetMode_NONE: network.NewNoneProvider(), pb.NetMode_HOST: network.NewHostProvider()},
-		Executor:       newExecutor(b.opt.Engine, root),
+		Executor:       newExecutor(b.opt.Engine, root, b.opt.Log),
 		Snapshotter:    containerdsnapshot.NewSnapshotter(store.SnapshotterName, s.Snapshotter(), store.Namespace, nil),
 		ContentStore:   blobs,
 		Applier:        apply.NewFileSystemApplier(blobs),
 		Differ:         walking.NewWalkingDiff(blobs),
 		ImageStore:     namedImages{s.ImageStore()},
 		LeaseManager:   leaseutil.WithNamespace(s.Leases(), store.Namespace),
+		GCPolicy:       cachePolicy(root),
 		RegistryHosts:  resolver.NewRegistryConfig(registries),
 		MountPoolRoot:  filepath.Join(root, "cachemounts"),
 		GarbageCollect: func(ctx context.Context) (gc.Stats, error) { return nil, s.GC(ctx) },
 	}, nil
+}
+
+// cachePolicy is what of the build cache is kept: contexts and cache mounts for
+// two days, all else while there is room for it, as BuildKit's own daemon does.
+func cachePolicy(root string) []client.PruneInfo {
+	const gigabyte = 1 << 30
+	limit := int64(20 * gigabyte)
+	var st unix.Statfs_t
+	if unix.Statfs(root, &st) == nil {
+		limit = min(limit, int64(st.Blocks)*st.Bsize/10)
+	}
+	return []client.PruneInfo{
+		{Filter: []string{"type==source.local,type==exec.cachemount,type==source.git.checkout"}, KeepDuration: 48 * time.Hour, MaxUsedSpace: limit / 10},
+		{KeepDuration: 60 * 24 * time.Hour, MaxUsedSpace: limit},
+		{MaxUsedSpace: limit},
+		{All: true, MaxUsedSpace: limit},
+	}
 }
 
 // namedImages is the image store for BuildKit, whose calls do not carry the
@@ -74,16 +96,21 @@ func named(ctx context.Context) context.Context {
 }
 
 // full is a name as the store keeps it: docker.io/library/app:latest for app.
-func full(name string) string {
-	if ref, err := reference.ParseDockerRef(name); err == nil {
-		return ref.String()
+func full(name string) (string, error) {
+	ref, err := reference.ParseDockerRef(name)
+	if err != nil {
+		return "", fault.New(fault.Invalid, "image name %q: %w", name, err)
 	}
-	return name
+	return ref.String(), nil
 }
 
 // Get implements images.Store.
 func (n namedImages) Get(ctx context.Context, name string) (images.Image, error) {
-	return n.Store.Get(named(ctx), full(name))
+	name, err := full(name)
+	if err != nil {
+		return images.Image{}, err
+	}
+	return n.Store.Get(named(ctx), name)
 }
 
 // List implements images.Store.
@@ -93,17 +120,27 @@ func (n namedImages) List(ctx context.Context, filters ...string) ([]images.Imag
 
 // Create implements images.Store.
 func (n namedImages) Create(ctx context.Context, img images.Image) (images.Image, error) {
-	img.Name = full(img.Name)
+	var err error
+	if img.Name, err = full(img.Name); err != nil {
+		return images.Image{}, err
+	}
 	return n.Store.Create(named(ctx), img)
 }
 
 // Update implements images.Store.
 func (n namedImages) Update(ctx context.Context, img images.Image, fields ...string) (images.Image, error) {
-	img.Name = full(img.Name)
+	var err error
+	if img.Name, err = full(img.Name); err != nil {
+		return images.Image{}, err
+	}
 	return n.Store.Update(named(ctx), img, fields...)
 }
 
 // Delete implements images.Store.
 func (n namedImages) Delete(ctx context.Context, name string, opts ...images.DeleteOpt) error {
-	return n.Store.Delete(named(ctx), full(name), opts...)
+	name, err := full(name)
+	if err != nil {
+		return err
+	}
+	return n.Store.Delete(named(ctx), name, opts...)
 }

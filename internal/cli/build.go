@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -14,6 +15,7 @@ func (e *env) buildCommand() *cobra.Command {
 	var opts buildclient.Options
 	var args, labels []string
 	var quiet bool
+	var idFile string
 	cmd := &cobra.Command{
 		Use: "build [flags] DIR", Short: "Build an image from a Dockerfile", Args: exactly(1, "DIR"),
 		Example: "  ferry build -t app:v1 .\n  ferry build -t app:dev -f Dockerfile.dev --build-arg DEBUG=1 .",
@@ -36,6 +38,11 @@ func (e *env) buildCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if idFile != "" {
+				if err := os.WriteFile(idFile, []byte(res.ImageID), 0o644); err != nil {
+					return fault.New(fault.Invalid, "--iidfile: %w", err).Hint("the image is built; name a file that can be written")
+				}
+			}
 			if quiet || len(opts.Tags) == 0 {
 				e.term.Printf("%s\n", res.ImageID)
 			}
@@ -44,13 +51,14 @@ func (e *env) buildCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringArrayVarP(&opts.Tags, "tag", "t", nil, "`name` of the image, as NAME[:TAG]")
-	f.StringVarP(&opts.Dockerfile, "file", "f", "", "the Dockerfile, if it is not DIR/Dockerfile")
+	f.StringVarP(&opts.Dockerfile, "file", "f", "", "`path` of the Dockerfile, if it is not DIR/Dockerfile")
 	f.StringArrayVar(&args, "build-arg", nil, "set `KEY=VALUE` for an ARG; KEY alone takes the value from here")
 	f.StringArrayVar(&labels, "label", nil, "attach `KEY=VALUE`")
 	f.StringVar(&opts.Target, "target", "", "stop at this `stage`")
 	f.BoolVar(&opts.NoCache, "no-cache", false, "run every step again")
 	f.BoolVar(&opts.Pull, "pull", false, "ask registries for newer base images")
-	f.StringVar(&opts.Progress, "progress", "auto", "how progress is shown: `auto`, plain, tty or rawjson")
+	f.StringVar(&opts.Progress, "progress", "auto", "`style` of the progress: auto, plain, tty or rawjson")
+	f.StringVar(&idFile, "iidfile", "", "write the image's ID to a `file`")
 	f.BoolVarP(&quiet, "quiet", "q", false, "print the image's ID alone")
 	return cmd
 }

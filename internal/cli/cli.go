@@ -98,12 +98,12 @@ func (e *env) root() *cobra.Command {
 			"  ferry build -t app:v1 .        build an image from a Dockerfile\n" +
 			"  ferry run --rm app:v1          run it\n" +
 			"  kubectl --context ferry apply -f app.yaml",
-		SilenceErrors:     true,
-		SilenceUsage:      true,
-		Args:              cobra.ArbitraryArgs,
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
-		// How many letters a command may differ to be suggested.
+		SilenceErrors: true,
+		SilenceUsage:  true,
+
 		SuggestionsMinimumDistance: 2,
+
+		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return cmd.Help()
@@ -187,8 +187,8 @@ func (o *outputFlag) addFlags(cmd *cobra.Command) {
 // addFormats adds -o with these formats, of which the first is the default.
 func (o *outputFlag) addFormats(cmd *cobra.Command, usage string, formats ...string) {
 	cmd.Flags().StringVarP(&o.format, "output", "o", formats[0], usage)
-	cmd.Flags().SetAnnotation("output", formatFlag, formats)
-	cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.Flags().SetAnnotation("output", formatFlag, formats)
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
 }
 
 // show prints v as JSON or YAML, or calls table.

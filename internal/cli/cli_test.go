@@ -121,11 +121,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 func TestHelp(t *testing.T) {
 	notRunning(t)
 	for _, args := range [][]string{{}, {"--help"}, {"help"}} {
-		r := ferry(t, args...)
-		r.wants(t, 0, `(?s)Ferry builds AI applications.*The platform:.*Containers:.*Images:.*ferry \[command\] --help.*`, "")
-		if strings.Contains(r.out, "completion") {
-			t.Errorf("%v shows what is hidden:\n%s", args, r.out)
-		}
+		ferry(t, args...).wants(t, 0, `(?s)Ferry builds AI applications.*The platform:.*Containers:.*Images:.*ferry \[command\] --help.*`, "")
 	}
 	commands := regexp.MustCompile(`(?m)^  ([a-z]+) `)
 	for _, m := range commands.FindAllStringSubmatch(ferry(t).out, -1) {
@@ -134,7 +130,7 @@ func TestHelp(t *testing.T) {
 			continue
 		}
 		r := ferry(t, name, "--help")
-		if r.code != 0 || r.err != "" || !strings.Contains(r.out, "Usage:\n  ferry "+name) || name != "help" && !strings.Contains(r.out, "Examples:\n  ferry "+name) {
+		if r.code != 0 || r.err != "" || !strings.Contains(r.out, "Usage:\n  ferry "+name) || name != "help" && name != "completion" && !strings.Contains(r.out, "Examples:\n  ferry "+name) {
 			t.Errorf("ferry %s --help: code %d\n%s%s", name, r.code, r.out, r.err)
 		}
 	}

@@ -88,7 +88,7 @@ func (e *env) stopCommand() *cobra.Command {
 			_, err := c.ContainerStop(ctx, name, client.ContainerStopOptions{Timeout: grace.seconds})
 			return err
 		})
-	cmd.Flags().VarP(&grace, "time", "t", "`seconds` to wait before killing; -1 waits for ever (default 10)")
+	grace.addFlag(cmd)
 	return cmd
 }
 
@@ -99,12 +99,19 @@ func (e *env) restartCommand() *cobra.Command {
 			_, err := c.ContainerRestart(ctx, name, client.ContainerRestartOptions{Timeout: grace.seconds})
 			return err
 		})
-	cmd.Flags().VarP(&grace, "time", "t", "`seconds` to wait before killing; -1 waits for ever (default 10)")
+	grace.addFlag(cmd)
 	return cmd
 }
 
+// hideDefault keeps a default that only says "not given" out of the help text.
+func hideDefault(cmd *cobra.Command, flag string) { cmd.Flags().Lookup(flag).DefValue = "0" }
+
 // stopTime is a flag; without it the container's own time holds.
 type stopTime struct{ seconds *int }
+
+func (s *stopTime) addFlag(cmd *cobra.Command) {
+	cmd.Flags().VarP(s, "time", "t", "`seconds` to wait before killing; -1 waits for ever; without it the container's own time, or 10")
+}
 
 func (s *stopTime) Type() string { return "int" }
 
@@ -228,7 +235,7 @@ func (e *env) runExec(ctx context.Context, c *client.Client, name string, opts c
 	defer streams.restore()
 	if opts.TTY {
 		stop := e.proxySignals(true, func(string) {}, func(size terminalSize) {
-			c.ExecResize(ctx, created.ID, client.ExecResizeOptions{Height: size.Height, Width: size.Width})
+			_, _ = c.ExecResize(ctx, created.ID, client.ExecResizeOptions(size)) // the process may have ended already
 		})
 		defer stop()
 	}

@@ -11,10 +11,12 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/ferryos/ferry/internal/cgroups"
 	"github.com/ferryos/ferry/internal/config"
 	"github.com/ferryos/ferry/internal/kube/kubeconfig"
 	"github.com/ferryos/ferry/internal/term"
@@ -126,9 +128,11 @@ func (e *env) examine(ctx context.Context, cfg config.Config) []check {
 		ready, why := e.nodeReady(ctx, cfg)
 		return append(checks, verdict("node", ready, "is ready", why, "see "+cfg.LogFile()))
 	}
-	for field, port := range map[string]int{"api.port": cfg.API.Port, "registry.port": cfg.Registry.Port} {
-		checks = append(checks, checkPort(field, port))
-	}
+	loopback, gateway := "127.0.0.1", cfg.Gateway().String()
+	checks = append(checks,
+		checkPort(ctx, "api.port", cfg.API.Port, loopback, gateway),
+		checkPort(ctx, "api.kubeletPort", cfg.API.KubeletPort, gateway),
+		checkPort(ctx, "registry.port", cfg.Registry.Port, loopback, gateway))
 	return append(checks, check{"daemon", "warning", "Ferry is not running", "start it with `ferry up`"})
 }
 
@@ -139,33 +143,10 @@ func verdict(code string, ok bool, good, bad, remedy string) check {
 	return check{code, "error", bad, remedy}
 }
 
-// neededControllers are the cgroup controllers without which limits mean nothing.
-var neededControllers = []string{"cpu", "memory", "pids", "devices", "freezer"}
-
 func checkCgroups() check {
-	var fs unix.Statfs_t
-	if unix.Statfs("/sys/fs/cgroup", &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC {
-		data, _ := os.ReadFile("/sys/fs/cgroup/cgroup.controllers")
-		return missingControllers("v2", func(name string) bool {
-			// devices and freezer are part of v2 itself
-			return name == "devices" || name == "freezer" || strings.Contains(" "+strings.TrimSpace(string(data))+" ", " "+name+" ")
-		})
-	}
-	return missingControllers("v1", func(name string) bool {
-		_, err := os.Stat(filepath.Join("/sys/fs/cgroup", name))
-		return err == nil
-	})
-}
-
-func missingControllers(version string, have func(string) bool) check {
-	var missing []string
-	for _, name := range neededControllers {
-		if !have(name) {
-			missing = append(missing, name)
-		}
-	}
-	return verdict("cgroups", len(missing) == 0, version+" with all controllers needed",
-		version+" without "+strings.Join(missing, ", "), "mount the controllers below /sys/fs/cgroup, or boot with systemd.unified_cgroup_hierarchy=1")
+	missing := cgroups.Missing()
+	return verdict("cgroups", len(missing) == 0, cgroups.Version()+" with all controllers needed",
+		cgroups.Version()+" without "+strings.Join(missing, ", "), cgroups.Remedy)
 }
 
 func checkFilesystem(name, title string) check {
@@ -205,11 +186,26 @@ func checkDisk(cfg config.Config) check {
 		fmt.Sprintf("only %.1f GB free for %s", float64(free)/1e9, cfg.DataDir), "make room, or set dataDir in the configuration")
 }
 
-func checkPort(field string, port int) check {
-	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-	if err == nil {
-		l.Close()
+// checkPort looks whether Ferry could listen on the port at each of the hosts.
+func checkPort(ctx context.Context, field string, port int, hosts ...string) check {
+	taken := false
+	for _, host := range hosts {
+		l, err := listenAnywhere.Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+		if err == nil {
+			l.Close()
+		}
+		taken = taken || errors.Is(err, unix.EADDRINUSE)
 	}
-	return verdict(field, !errors.Is(err, unix.EADDRINUSE), fmt.Sprintf("%d is free", port), fmt.Sprintf("port %d is taken", port),
+	return verdict(field, !taken, fmt.Sprintf("%d is free", port), fmt.Sprintf("port %d is taken", port),
 		"end what uses it (`ss -ltnp`), or set "+field+" in the configuration")
 }
+
+// listenAnywhere takes addresses that the machine does not have yet, as the
+// bridge's before the first start: who listens on all would be in the way.
+var listenAnywhere = net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+	var err error
+	if e := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_FREEBIND, 1) }); e != nil {
+		return e
+	}
+	return err
+}}

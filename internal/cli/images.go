@@ -3,12 +3,13 @@ package cli
 import (
 	"bufio"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"strings"
 	"time"
 
-	"github.com/distribution/reference"
+	imageref "github.com/distribution/reference"
 	"github.com/docker/go-units"
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
@@ -66,7 +67,7 @@ func (e *env) tagCommand() *cobra.Command {
 // checkName refuses what is no image's name before the client library does,
 // whose error tells less.
 func checkName(name string) error {
-	if _, err := reference.ParseNormalizedNamed(name); err != nil {
+	if _, err := imageref.ParseNormalizedNamed(name); err != nil {
 		return fault.New(fault.Invalid, "image name %s: %w", name, err).Hint("names look like registry:port/path/name:tag, in lower case")
 	}
 	return nil
@@ -232,8 +233,7 @@ func writeWhole(path string, in io.Reader) error {
 		err = closeErr
 	}
 	if err != nil {
-		os.Remove(f.Name())
-		return err
+		return errors.Join(err, os.Remove(f.Name()))
 	}
 	return os.Rename(f.Name(), path)
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,10 +16,10 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/config"
 	"github.com/ferryos/ferry/internal/fault"
+	"github.com/ferryos/ferry/internal/instance"
 	"github.com/ferryos/ferry/internal/kube/kubeconfig"
 )
 
@@ -36,22 +37,12 @@ func needRoot(what string) error {
 // daemonPID returns the process id of the running daemon; 0 if none runs. The
 // daemon holds a lock as long as it lives, so a stale file tells nothing.
 func daemonPID(cfg config.Config) (int, error) {
-	f, err := os.Open(filepath.Join(cfg.RunDir, "ferryd.lock"))
-	if errors.Is(err, os.ErrNotExist) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
-	if err == nil {
-		return 0, nil
-	}
-	if !errors.Is(err, unix.EWOULDBLOCK) {
-		return 0, err
-	}
-	for range 100 { // the lock comes before the file
+	// The lock comes before the file, and goes after it with the process.
+	for begin := time.Now(); time.Since(begin) < pidTime; {
+		running, err := instance.Running(cfg.RunDir)
+		if err != nil || !running {
+			return 0, err
+		}
 		data, err := os.ReadFile(cfg.PIDFile())
 		if pid, convErr := strconv.Atoi(strings.TrimSpace(string(data))); err == nil && convErr == nil {
 			return pid, nil
@@ -60,6 +51,10 @@ func daemonPID(cfg config.Config) (int, error) {
 	}
 	return 0, fault.New(fault.Internal, "ferryd runs, but %s does not tell its process id", cfg.PIDFile())
 }
+
+// pidTime is how long a daemon may have the lock and no process id in its file:
+// on a busy disk a large process takes seconds to be gone.
+const pidTime = 10 * time.Second
 
 func (e *env) upCommand() *cobra.Command {
 	return &cobra.Command{
@@ -128,10 +123,10 @@ func (e *env) launch(ctx context.Context, cfg config.Config) error {
 	if err != nil {
 		return fault.New(fault.Unavailable, "start ferryd: %w", err)
 	}
-	stop := context.AfterFunc(ctx, func() { cmd.Process.Signal(syscall.SIGTERM) })
+	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Signal(syscall.SIGTERM) })
 	defer stop()
 	if err := e.follow(r, cfg); err != nil {
-		cmd.Wait()
+		_ = cmd.Wait() // what it told is better than its exit code
 		return err
 	}
 	return cmd.Process.Release()
@@ -166,7 +161,32 @@ func (e *env) follow(r *os.File, cfg config.Config) error {
 			progress.Done(p.Phase, took)
 		}
 	}
-	return fault.New(fault.Unavailable, "ferryd ended while it started").Hint("see %s", cfg.LogFile())
+	return fault.New(fault.Unavailable, "ferryd ended while it started: %s", lastError(cfg.LogFile())).Hint("see %s and `ferry doctor`", cfg.LogFile())
+}
+
+// lastError is the last error in the end of a log.
+func lastError(path string) string {
+	const unknown = "its log tells no error"
+	f, err := os.Open(path)
+	if err != nil {
+		return unknown
+	}
+	defer f.Close()
+	const window = 64 << 10
+	if info, err := f.Stat(); err == nil && info.Size() > window {
+		if _, err := f.Seek(-window, io.SeekEnd); err != nil {
+			return unknown
+		}
+	}
+	last := unknown
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if _, text, ok := strings.Cut(lines.Text(), "level=ERROR msg="); ok {
+			last = text
+		} else if strings.HasPrefix(lines.Text(), "panic: ") || strings.HasPrefix(lines.Text(), "fatal error: ") {
+			return lines.Text()
+		}
+	}
+	return last
 }
 
 func orElse(s, other string) string {
@@ -257,8 +277,9 @@ func (e *env) runDown(ctx context.Context) error {
 	progress.Start("containers and network")
 	out, err := exec.CommandContext(ctx, filepath.Join(cfg.LibexecDir, "ferryd"), "teardown").CombinedOutput()
 	if err != nil {
-		text, hint, _ := strings.Cut(strings.TrimSpace(string(out)), "\nhint: ")
-		return fault.New(fault.Internal, "put the machine back: %s", orElse(strings.TrimPrefix(text, "error: "), err.Error())).Hint("%s", orElse(hint, "run `ferry down` again; `ferry doctor` lists what is left"))
+		text, hint := spoken(string(out))
+		return fault.New(fault.Internal, "put the machine back: %s", orElse(text, err.Error())).
+			Hint("%s", orElse(hint, "run `ferry down` again; `ferry doctor` lists what is left"))
 	}
 	progress.Done("containers and network", time.Since(begin).Round(time.Millisecond).String())
 	path, err := kubeconfig.Path(e.getenv)
@@ -266,6 +287,16 @@ func (e *env) runDown(ctx context.Context) error {
 		return err
 	}
 	return kubeconfig.Remove(path, cfg.API.Context)
+}
+
+// spoken is the error and the hint that ferryd ended with, without the log before.
+func spoken(output string) (text, hint string) {
+	_, said, found := strings.Cut("\n"+output, "\nerror: ")
+	if !found {
+		said = output
+	}
+	text, hint, _ = strings.Cut(strings.TrimSpace(said), "\nhint: ")
+	return text, hint
 }
 
 // endDaemon asks the daemon to end and waits until it has.
@@ -276,8 +307,8 @@ func endDaemon(ctx context.Context, cfg config.Config, pid int) error {
 	ctx, cancel := context.WithTimeout(ctx, downTime)
 	defer cancel()
 	for {
-		now, err := daemonPID(cfg)
-		if err != nil || now == 0 {
+		running, err := instance.Running(cfg.RunDir)
+		if err != nil || !running {
 			return err
 		}
 		select {

@@ -134,6 +134,9 @@ func TestNeedRoot(t *testing.T) {
 
 // TestFollowStart reads the daemon's progress as it starts.
 func TestFollowStart(t *testing.T) {
+	cfg := config.Default()
+	cfg.DataDir = t.TempDir()
+	write(t, cfg.LogFile(), "time=x level=INFO msg=started\ntime=x level=ERROR msg=\"no room\"\n")
 	started := `{"phase":"engine","state":"starting"}` + "\n" + `{"phase":"engine","state":"started","tookMs":12}` + "\n"
 	for _, tt := range []struct {
 		name, lines string
@@ -141,10 +144,10 @@ func TestFollowStart(t *testing.T) {
 		says, hint  string
 		shown       string
 	}{
-		{"ready", started + `{"phase":"ready","state":"started","tookMs":900}` + "\n", 0, "", "", "engine: started (12ms)\nready: started (900ms)\n"},
-		{"failed", started + `{"phase":"kube","state":"failed","error":"port 6443 is taken","hint":"free it"}` + "\n", fault.Unavailable, "port 6443 is taken", "free it", "engine: started (12ms)\n"},
-		{"failed without a hint", `{"phase":"kube","state":"failed","error":"no"}` + "\n", fault.Unavailable, "no", "see /var/lib/ferry/ferryd.log", ""},
-		{"ended", started, fault.Unavailable, "ferryd ended while it started", "see /var/lib/ferry/ferryd.log", "engine: started (12ms)\n"},
+		{"ready", started + `{"phase":"ready","state":"started","tookMs":900}` + "\n", 0, "", "", "engine: done (12ms)\nready: done (900ms)\n"},
+		{"failed", started + `{"phase":"kube","state":"failed","error":"port 6443 is taken","hint":"free it"}` + "\n", fault.Unavailable, "port 6443 is taken", "free it", "engine: done (12ms)\n"},
+		{"failed without a hint", `{"phase":"kube","state":"failed","error":"no"}` + "\n", fault.Unavailable, "no", "see " + cfg.LogFile(), ""},
+		{"ended", started, fault.Unavailable, `ferryd ended while it started: "no room"`, "see " + cfg.LogFile() + " and `ferry doctor`", "engine: done (12ms)\n"},
 		{"nonsense", "panic: x\n", fault.Internal, "ferryd's progress", "", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -159,7 +162,7 @@ func TestFollowStart(t *testing.T) {
 			w.Close()
 			var shown strings.Builder
 			e := &env{term: term.New(nil, io.Discard, &shown, func(string) string { return "" })}
-			err = e.follow(r, config.Default())
+			err = e.follow(r, cfg)
 			if tt.says == "" && err != nil || tt.says != "" && (!fault.Is(err, tt.kind) || !strings.Contains(err.Error(), tt.says) || fault.HintOf(err) != tt.hint) {
 				t.Errorf("%v, hint %q", err, fault.HintOf(err))
 			}

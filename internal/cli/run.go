@@ -48,7 +48,7 @@ func (e *env) runCommand() *cobra.Command {
 	cmd.Flags().SetInterspersed(false) // flags after the image are the program's
 	opts.addFlags(cmd)
 	cmd.Flags().BoolVarP(&opts.detach, "detach", "d", false, "leave it running and print its ID")
-	cmd.Flags().StringVar(&opts.pull, "pull", "missing", "pull the image: `missing`, always or never")
+	cmd.Flags().StringVar(&opts.pull, "pull", "missing", "`when` to pull the image: missing, always or never")
 	return cmd
 }
 
@@ -151,14 +151,14 @@ func (e *env) runAttached(ctx context.Context, c *client.Client, id string, req 
 	defer streams.restore()
 	stop := e.proxySignals(tty, func(sig string) {
 		// The container may have ended already.
-		c.ContainerKill(ctx, id, client.ContainerKillOptions{Signal: sig})
+		_, _ = c.ContainerKill(ctx, id, client.ContainerKillOptions{Signal: sig})
 	}, func(size terminalSize) {
-		c.ContainerResize(ctx, id, client.ContainerResizeOptions{Height: size.Height, Width: size.Width})
+		_, _ = c.ContainerResize(ctx, id, client.ContainerResizeOptions(size))
 	})
 	defer stop()
 	if _, err := c.ContainerStart(ctx, id, client.ContainerStartOptions{}); err != nil {
 		if req.HostConfig.AutoRemove {
-			awaitRemoval(wait)
+			_ = awaitRemoval(wait) // why it could not start says more
 		}
 		return err
 	}
@@ -180,9 +180,11 @@ func (e *env) runAttached(ctx context.Context, c *client.Client, id string, req 
 }
 
 // awaitRemoval waits until the daemon has removed a container that could not start.
-func awaitRemoval(wait client.ContainerWaitResult) {
+func awaitRemoval(wait client.ContainerWaitResult) error {
 	select {
 	case <-wait.Result:
-	case <-wait.Error:
+		return nil
+	case err := <-wait.Error:
+		return err
 	}
 }

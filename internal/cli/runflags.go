@@ -47,7 +47,8 @@ func (o *createFlags) addFlags(cmd *cobra.Command) {
 	f.StringVar(&o.hostname, "hostname", "", "host `name` in the container")
 	f.StringArrayVarP(&o.labels, "label", "l", nil, "attach `KEY=VALUE`")
 	f.StringVar(&o.stopSignal, "stop-signal", "", "`signal` that stop sends")
-	f.IntVar(&o.stopTimeout, "stop-timeout", -1, "`seconds` that stop waits before it kills")
+	f.IntVar(&o.stopTimeout, "stop-timeout", -1, "`seconds` that stop waits before it kills; 10 without it")
+	hideDefault(cmd, "stop-timeout")
 
 	f.StringArrayVarP(&o.volumes, "volume", "v", nil, "mount `HOST-PATH:PATH[:ro]`")
 	f.StringArrayVar(&o.mounts, "mount", nil, "mount by `keys`: type=bind|tmpfs|image,source=…,target=…[,readonly]")
@@ -346,6 +347,9 @@ func parsePublish(spec string) ([]publishedPort, error) {
 		return nil, err
 	}
 	hostFirst, hostLast := 0, 0
+	if host == "0" { // any free one
+		host = ""
+	}
 	if host != "" {
 		if hostFirst, hostLast, err = portRange(host); err != nil {
 			return nil, err

@@ -11,19 +11,14 @@ import (
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
-	xterm "golang.org/x/term"
 )
 
 type terminalSize = client.ConsoleSize
 
 // terminalSize is the size of the terminal that output goes to.
 func (e *env) terminalSize() (terminalSize, bool) {
-	f := e.term.OutputFile()
-	if f == nil {
-		return terminalSize{}, false
-	}
-	w, h, err := xterm.GetSize(int(f.Fd()))
-	return terminalSize{Height: uint(h), Width: uint(w)}, err == nil
+	w, h, ok := e.term.Size()
+	return terminalSize{Height: uint(h), Width: uint(w)}, ok
 }
 
 // streams are a process in a container connected to this one's streams.
@@ -36,19 +31,19 @@ type streams struct {
 // the terminal passes every key on untouched until restore.
 func (e *env) connect(conn client.HijackedResponse, tty, stdin bool) (*streams, error) {
 	s := &streams{output: make(chan error, 1), restore: func() {}}
-	if in := e.term.InputFile(); tty && stdin && in != nil {
-		state, err := xterm.MakeRaw(int(in.Fd()))
+	if tty && stdin {
+		restore, err := e.term.Raw()
 		if err != nil {
 			return nil, err
 		}
-		s.restore = sync.OnceFunc(func() { xterm.Restore(int(in.Fd()), state) })
+		s.restore = restore
 	}
 	if stdin {
 		// Nothing waits for this goroutine: a read of the terminal ends with the
-		// program alone.
+		// program alone. That the other side is gone its output says.
 		go func() {
-			io.Copy(conn.Conn, e.term.In)
-			conn.CloseWrite()
+			_, _ = io.Copy(conn.Conn, e.term.In)
+			_ = conn.CloseWrite()
 		}()
 	} else if err := conn.CloseWrite(); err != nil {
 		return nil, err

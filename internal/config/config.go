@@ -30,9 +30,10 @@ type Config struct {
 	// RunDir holds what ends with the boot: sockets, namespaces, mount points, the daemon's pid.
 	RunDir string `json:"runDir,omitempty"`
 	// LibexecDir holds ferryd, ferry-runner and the bundled images (images/*.tar).
-	// Empty: the directory of the running program.
+	// Empty: the directory of the running program, or ../libexec/ferry from there
+	// if ferryd is there alone.
 	LibexecDir string `json:"libexecDir,omitempty"`
-	// LogLevel is debug, info, warn or error.
+	// LogLevel is one of debug, info, warn and error; Kubernetes' own messages of level info come with debug.
 	LogLevel string `json:"logLevel,omitempty"`
 	// NodeName is the Kubernetes node's name. Empty: the host name in lower case.
 	NodeName string `json:"nodeName,omitempty"`
@@ -58,13 +59,14 @@ type Network struct {
 	// ClusterDomain is the DNS suffix of the cluster.
 	ClusterDomain string `json:"clusterDomain,omitempty"`
 	// KubeProxy is false where another Ferry (or a kube-proxy) already owns the
-	// machine's kube-proxy nftables tables: Services then answer only through pods' own addresses.
+	// machine's kube-proxy nftables tables: the addresses of Services then do not
+	// answer, only the pods' own do.
 	KubeProxy *bool `json:"kubeProxy,omitempty"`
 }
 
 // API is where the Kubernetes API listens.
 type API struct {
-	// Port of the Kubernetes API on loopback and on the bridge's gateway.
+	// Port is where the Kubernetes API listens, on loopback and on the bridge's gateway.
 	Port int `json:"port,omitempty"`
 	// KubeletPort is the kubelet's HTTPS port on the bridge's gateway.
 	KubeletPort int `json:"kubeletPort,omitempty"`
@@ -74,7 +76,7 @@ type API struct {
 
 // Registry is the built-in OCI registry.
 type Registry struct {
-	// Port on loopback and on the bridge's gateway.
+	// Port is where the registry listens, on loopback and on the bridge's gateway.
 	Port int `json:"port,omitempty"`
 }
 
@@ -139,7 +141,7 @@ func (c *Config) complete() error {
 		if err != nil {
 			return fmt.Errorf("find own program: %w", err)
 		}
-		c.LibexecDir = filepath.Dir(exe)
+		c.LibexecDir = libexecDir(filepath.Dir(exe))
 	}
 	if c.NodeName == "" {
 		name, err := os.Hostname()
@@ -148,7 +150,22 @@ func (c *Config) complete() error {
 		}
 		c.NodeName = nodeName(name)
 	}
+	if c.Network.KubeProxy == nil { // "kubeProxy:" with nothing after it
+		c.Network.KubeProxy = Default().Network.KubeProxy
+	}
 	return nil
+}
+
+// libexecDir is where the daemon is for a program in bin: beside it as built,
+// or where `make install` puts it.
+func libexecDir(bin string) string {
+	installed := filepath.Join(bin, "..", "libexec", "ferry")
+	for _, dir := range []string{bin, installed} {
+		if _, err := os.Stat(filepath.Join(dir, "ferryd")); err == nil {
+			return dir
+		}
+	}
+	return bin
 }
 
 // nodeName turns a host name into a DNS-1123 subdomain, which Kubernetes asks of node names.

@@ -55,6 +55,9 @@ func TestDefaultsMergeIntoNested(t *testing.T) {
 	if got := c.Gateway().String(); got != "10.85.0.1" {
 		t.Errorf("Gateway = %s", got)
 	}
+	if c, err = Parse([]byte("network: {kubeProxy: }\n")); err != nil || c.Network.KubeProxy == nil {
+		t.Errorf("an empty kubeProxy is not the default: %v", err)
+	}
 }
 
 func TestLoadNamedFile(t *testing.T) {
@@ -70,6 +73,19 @@ func TestLoadNamedFile(t *testing.T) {
 	c, err := Load()
 	if err != nil || c.Registry.Port != 5001 {
 		t.Errorf("Load = %+v, %v", c.Registry, err)
+	}
+}
+
+func TestLibexecDir(t *testing.T) {
+	prefix := t.TempDir()
+	bin, libexec := filepath.Join(prefix, "bin"), filepath.Join(prefix, "libexec", "ferry")
+	for _, step := range []struct{ make, want string }{{bin, bin}, {filepath.Join(libexec, "ferryd"), libexec}, {filepath.Join(bin, "ferryd"), bin}} {
+		if err := os.MkdirAll(step.make, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if got := libexecDir(bin); got != step.want {
+			t.Errorf("with %s: %s, want %s", step.make, got, step.want)
+		}
 	}
 }
 

@@ -22,14 +22,7 @@ import (
 
 	"github.com/ferryos/ferry/internal/dockerapi"
 	"github.com/ferryos/ferry/internal/engine/enginetest"
-	"github.com/ferryos/ferry/internal/engine/runner/runnertest"
 )
-
-func TestMain(m *testing.M) {
-	code := m.Run()
-	runnertest.Clean()
-	os.Exit(code)
-}
 
 // limit bounds what a test waits for; nothing comes near it unless it is broken.
 const limit = 20 * time.Second

@@ -21,11 +21,13 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"sync"
 	"time"
 
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/fault"
+	"github.com/ferryos/ferry/internal/lifecycle"
 )
 
 // The range of API versions that is served.
@@ -102,15 +104,7 @@ func (s *Server) Start(ctx context.Context) error {
 // Stop ends all requests, long ones too, and removes the socket.
 func (s *Server) Stop(ctx context.Context) error {
 	s.cancel()
-	err := s.http.Shutdown(ctx)
-	done := make(chan struct{})
-	go func() { s.work.Wait(); close(done) }()
-	select {
-	case <-done:
-		return err
-	case <-ctx.Done():
-		return errors.Join(err, ctx.Err())
-	}
+	return lifecycle.StopHTTP(ctx, s.http, &s.work)
 }
 
 // listen opens the unix socket for root and its group alone.
@@ -141,12 +135,22 @@ func listen(ctx context.Context, path string) (net.Listener, error) {
 // follow does what Docker's daemon does by itself when a container exits or
 // is gone, until ctx ends: --rm removes it, its name and its log become free.
 func (s *Server) follow(ctx context.Context, events <-chan engine.Event) {
-	s.removeStrayLogs(ctx)
-	for _, c := range s.opt.Engine.Containers(ctx, engine.OwnerDocker) {
-		if c.State == engine.StateExited {
-			s.autoRemove(ctx, c)
+	for {
+		s.removeStrayLogs(ctx)
+		for _, c := range s.opt.Engine.Containers(ctx, engine.OwnerDocker) {
+			if c.State == engine.StateExited {
+				s.autoRemove(ctx, c)
+			}
 		}
+		s.followEvents(ctx, events)
+		if ctx.Err() != nil {
+			return
+		}
+		events = s.opt.Engine.Subscribe(ctx) // some were missed
 	}
+}
+
+func (s *Server) followEvents(ctx context.Context, events <-chan engine.Event) {
 	for ev := range events {
 		if ev.Container == nil || ev.Pod.Spec.Owner != engine.OwnerDocker {
 			continue
@@ -163,6 +167,8 @@ func (s *Server) follow(ctx context.Context, events <-chan engine.Event) {
 	}
 }
 
+var podID = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
 // removeStrayLogs removes the logs of pods that were removed while no server was
 // there to hear of it.
 func (s *Server) removeStrayLogs(ctx context.Context) {
@@ -171,6 +177,9 @@ func (s *Server) removeStrayLogs(ctx context.Context) {
 		s.opt.Log.Warn("look for logs of removed containers", "error", err)
 	}
 	for _, dir := range dirs {
+		if !podID.MatchString(dir.Name()) {
+			continue // not made here
+		}
 		if _, err := s.opt.Engine.Pod(ctx, dir.Name()); !fault.Is(err, fault.NotFound) {
 			continue
 		}

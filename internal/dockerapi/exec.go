@@ -167,7 +167,7 @@ func (s *Server) execStart(w http.ResponseWriter, r *http.Request) error {
 	}
 	if err := s.runExec(ctx, e, size, streams); err != nil && e.runsAs() == "" {
 		// The answer has begun: the message goes where the output would.
-		stderr.Write([]byte(message(startError("exec failed", err)) + "\r\n"))
+		_, _ = stderr.Write([]byte(message(startError("exec failed", err)) + "\r\n"))
 	}
 	return nil
 }

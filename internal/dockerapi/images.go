@@ -69,30 +69,26 @@ func (f filters) image(img store.Image) bool {
 		})
 }
 
-// imageGet answers GET /images/NAME/VERB, for names have slashes.
-func (s *Server) imageGet(w http.ResponseWriter, r *http.Request) error {
-	name, verb := splitVerb(r.PathValue("path"))
-	switch verb {
-	case "json":
-		return s.imageInspect(w, r, name)
-	case "history":
-		return s.imageHistory(w, r, name)
-	case "get":
-		return s.saveImages(w, r, []string{name})
+// imageVerbs are the routes below /images/NAME, by method and verb.
+func (s *Server) imageVerbs() map[string]func(w http.ResponseWriter, r *http.Request, name string) error {
+	return map[string]func(http.ResponseWriter, *http.Request, string) error{
+		"GET json":    s.imageInspect,
+		"GET history": s.imageHistory,
+		"GET get": func(w http.ResponseWriter, r *http.Request, name string) error {
+			return s.saveImages(w, r, []string{name})
+		},
+		"POST tag":  s.imageTag,
+		"POST push": s.imagePush,
 	}
-	return fault.New(fault.NotFound, "Ferry does not serve %s %s", r.Method, r.URL.Path)
 }
 
-// imagePost answers POST /images/NAME/VERB.
-func (s *Server) imagePost(w http.ResponseWriter, r *http.Request) error {
+// imageVerb answers METHOD /images/NAME/VERB.
+func (s *Server) imageVerb(w http.ResponseWriter, r *http.Request) error {
 	name, verb := splitVerb(r.PathValue("path"))
-	switch verb {
-	case "tag":
-		return s.imageTag(w, r, name)
-	case "push":
-		return s.imagePush(w, r, name)
+	if answer := s.imageVerbs()[r.Method+" "+verb]; answer != nil {
+		return answer(w, r, name)
 	}
-	return fault.New(fault.NotFound, "Ferry does not serve %s %s", r.Method, r.URL.Path)
+	return notServed(w, r)
 }
 
 func splitVerb(path string) (name, verb string) {
@@ -336,6 +332,6 @@ func newMessages(w http.ResponseWriter) messages {
 // send writes one message; a client that is gone is noticed by the server.
 func (m messages) send(msg jsonstream.Message) {
 	if m.enc.Encode(msg) == nil {
-		m.rc.Flush()
+		_ = m.rc.Flush()
 	}
 }

@@ -17,9 +17,6 @@ import (
 	"github.com/ferryos/ferry/internal/fault"
 )
 
-// defaultGrace is how long stop waits before it kills.
-const defaultGrace = 10 * time.Second
-
 func (s *Server) containerStart(w http.ResponseWriter, r *http.Request) error {
 	c, err := s.find(r.Context(), r.PathValue("id"))
 	if err != nil {
@@ -44,7 +41,7 @@ func (s *Server) start(ctx context.Context, c engine.Container) error {
 	if c.State == engine.StatePaused {
 		return fault.New(fault.Conflict, "cannot start a paused container, try unpause instead")
 	}
-	if err := s.opt.Engine.StartWithPod(context.WithoutCancel(ctx), c.ID); err != nil {
+	if err := s.opt.Engine.StartContainer(context.WithoutCancel(ctx), c.ID); err != nil {
 		return startError("failed to create task for container", err)
 	}
 	return nil
@@ -120,7 +117,7 @@ func (s *Server) containerRestart(w http.ResponseWriter, r *http.Request) error 
 // stop sends the request's signal, or the container's own, and kills after t seconds.
 func (s *Server) stop(r *http.Request, c engine.Container) error {
 	ctx := context.WithoutCancel(r.Context())
-	grace := defaultGrace
+	grace := engine.DefaultStopGrace
 	if t := settingsOf(c).Config.StopTimeout; t != nil {
 		grace = time.Duration(*t) * time.Second
 	}

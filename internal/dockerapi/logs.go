@@ -88,7 +88,7 @@ func (s *Server) copyLog(ctx context.Context, c engine.Container, opt logOptions
 		read.Ended = ended
 		go func() { // ends with the container or the request
 			defer close(ended)
-			s.opt.Engine.Wait(ctx, c.ID)
+			_, _ = s.opt.Engine.Wait(ctx, c.ID)
 		}()
 	}
 	var line []byte

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/moby/moby/api/types/container"
 	apinetwork "github.com/moby/moby/api/types/network"
@@ -60,7 +61,7 @@ func makePlan(req container.CreateRequest, name string, image ocispec.ImageConfi
 	p.settings = settings{Config: merged, HostConfig: h}
 	p.pod = engine.PodSpec{
 		Owner: engine.OwnerDocker, Name: name, Hostname: c.Hostname, PID: engine.ModeContainer,
-		Sysctls: h.Sysctls, ShmSize: h.ShmSize, StopWhenIdle: !h.AutoRemove,
+		Sysctls: h.Sysctls, ShmSize: h.ShmSize, StopWhenIdle: true,
 	}
 	if h.CgroupParent != "" {
 		p.pod.CgroupParent = path.Join("/", h.CgroupParent)
@@ -72,6 +73,10 @@ func makePlan(req container.CreateRequest, name string, image ocispec.ImageConfi
 	}
 	if p.container.Command = slices.Concat(merged.Entrypoint, merged.Cmd); len(p.container.Command) == 0 {
 		return p, fault.New(fault.Invalid, "no command specified").Hint("name a command after the image, or set ENTRYPOINT or CMD in its Dockerfile")
+	}
+	if c.StopTimeout != nil {
+		grace := time.Duration(*c.StopTimeout) * time.Second
+		p.container.StopGrace = &grace
 	}
 	for _, step := range []func(container.HostConfig) error{
 		p.namespaces, p.names, p.resources, p.security, p.devices, p.logs, p.mounts, p.ports,

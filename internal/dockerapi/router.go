@@ -23,8 +23,8 @@ type handlerFunc func(w http.ResponseWriter, r *http.Request) error
 // errNotModified says that the container is already in the state asked for.
 var errNotModified = errors.New("not modified")
 
-// routes lists every route; {path...} is an image name with its verb, for
-// names contain slashes.
+// routes lists every route; {path...} is an image's name, which may contain
+// slashes, and with GET and POST a verb of imageVerbs after it.
 func (s *Server) routes() map[string]handlerFunc {
 	return map[string]handlerFunc{
 		"GET /_ping":    s.ping, // HEAD too
@@ -60,10 +60,16 @@ func (s *Server) routes() map[string]handlerFunc {
 		"GET /images/get":          s.imageSave,
 		"POST /images/load":        s.imageLoad,
 		"POST /images/create":      s.imagePull,
-		"GET /images/{path...}":    s.imageGet,
-		"POST /images/{path...}":   s.imagePost,
+		"GET /images/{path...}":    s.imageVerb,
+		"POST /images/{path...}":   s.imageVerb,
 		"DELETE /images/{path...}": s.imageRemove,
 	}
+}
+
+// notServed answers what is no route.
+func notServed(_ http.ResponseWriter, r *http.Request) error {
+	return fault.New(fault.NotFound, "Ferry does not serve %s %s", r.Method, r.URL.Path).
+		Hint("docs/reference/docker-api.md lists the routes of the Docker API that are served")
 }
 
 // handler serves the routes with and without the version prefix.
@@ -72,11 +78,7 @@ func (s *Server) handler() http.Handler {
 	for pattern, h := range s.routes() {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, h) })
 	}
-	missing := func(_ http.ResponseWriter, r *http.Request) error {
-		return fault.New(fault.NotFound, "Ferry does not serve %s %s", r.Method, r.URL.Path).
-			Hint("docs/reference/docker-api.md lists the routes of the Docker API that are served")
-	}
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, missing) })
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, notServed) })
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.work.Add(1)
 		defer s.work.Done()
@@ -159,7 +161,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, h handlerFunc) {
 		s.opt.Log.Debug("request failed", "method", r.Method, "path", r.URL.Path, "error", err)
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(fault.HTTPStatus(err))
-		json.NewEncoder(w).Encode(common.ErrorResponse{Message: message(err)})
+		_ = json.NewEncoder(w).Encode(common.ErrorResponse{Message: message(err)})
 	}
 }
 

@@ -19,8 +19,8 @@ import (
 type Bundle struct {
 	// ID names the bundle to ExecBundle; at least 12 characters, not in use.
 	ID string
-	// Spec is complete but for the network namespace and the cgroup, which the
-	// engine fills in. Root.Path is mounted by the caller until RunBundle returns.
+	// Spec is complete but for the network namespace, the cgroup and the OOM
+	// score, which the engine fills in. Root.Path is mounted by the caller until RunBundle returns.
 	Spec    *specs.Spec
 	Network NamespaceMode // ModePod is an address of its own on the bridge
 	TTY     bool
@@ -64,7 +64,8 @@ func (e *Engine) RunBundle(ctx context.Context, b Bundle, streams Streams) (code
 		var errs []error
 		if client != nil {
 			e.bundles.set(b.ID, nil)
-			errs = append(errs, client.Shutdown(end), client.Close())
+			errs = append(errs, client.Shutdown(end))
+			client.Close()
 		}
 		if b.Network == ModePod {
 			errs = append(errs, e.opt.Network.Detach(end, b.ID))
@@ -101,8 +102,9 @@ func (e *Engine) removeRunnerDir(id string) error { return removeAll(e.runnerDir
 // bundleSpec completes the caller's spec.
 func (e *Engine) bundleSpec(b Bundle, netns string) *specs.Spec {
 	s := *b.Spec
-	linux := *s.Linux
-	s.Linux = &linux
+	process, linux := *s.Process, *s.Linux
+	s.Process, s.Linux = &process, &linux
+	process.OOMScoreAdj = clampOOMAdj(process.OOMScoreAdj, e.machine.minOOMAdj)
 	linux.CgroupsPath = filepath.Join(e.opt.CgroupParent, b.ID)
 	linux.Namespaces = nil
 	for _, n := range b.Spec.Linux.Namespaces {

@@ -57,6 +57,16 @@ func newContainer(p *pod, rec containerRecord) *container {
 	return &container{pod: p, rec: rec, ended: make(chan struct{}), placed: make(chan struct{}), removed: make(chan struct{})}
 }
 
+// isRemoved reports whether c was removed since the caller found it.
+func (c *container) isRemoved() bool {
+	select {
+	case <-c.removed:
+		return true
+	default:
+		return false
+	}
+}
+
 func (c *container) record() containerRecord {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -82,19 +92,12 @@ func (e *Engine) findContainer(key string) (*container, error) {
 	return find(e.ctrByID, key, "container")
 }
 
-// has reports whether c is not removed.
-func (e *Engine) has(c *container) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.ctrByID[c.rec.Container.ID] == c // the ID never changes
-}
-
 func (e *Engine) containersOf(podID string) []*container {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	var out []*container
 	for _, c := range e.ctrByID {
-		if c.pod.rec.Pod.ID == podID { // the ID never changes
+		if c.pod.id == podID {
 			out = append(out, c)
 		}
 	}
@@ -147,60 +150,59 @@ func (e *Engine) CreateContainer(ctx context.Context, podID string, spec Contain
 	return rec.Container, nil
 }
 
-// StartContainer starts a created or exited container. When the program cannot
-// be started the container has exited with 126, 127 or 128 and the error says why.
+// StartContainer starts a created or exited container, and before that its pod
+// if that has stopped for being idle. When the program cannot be started the
+// container has exited with 126, 127 or 128 and the error says why.
 func (e *Engine) StartContainer(ctx context.Context, id string) error {
 	c, err := e.findContainer(id)
 	if err != nil {
 		return err
 	}
-	return e.startContainer(ctx, c)
-}
-
-// StartWithPod starts a container and, if it has stopped, its pod before, as one
-// step: a pod that stops when idle does not do so in between.
-func (e *Engine) StartWithPod(ctx context.Context, id string) error {
-	c, err := e.findContainer(id)
-	if err != nil {
-		return err
-	}
 	c.pod.op.Lock()
-	defer c.pod.op.Unlock()
-	if _, err := e.findContainer(c.snapshot().ID); err != nil {
-		return err // removed with its pod meanwhile
-	}
-	if err := e.ensurePod(ctx, c.pod); err != nil {
-		return err
-	}
-	return e.startContainer(ctx, c)
-}
-
-func (e *Engine) startContainer(ctx context.Context, c *container) error {
 	c.op.Lock()
 	defer c.op.Unlock()
-	rec := c.record()
-	switch {
-	case !e.has(c):
-		return fault.New(fault.NotFound, "container %s was removed", rec.Container.ID)
-	case rec.Container.State.alive():
-		return nil
+	client, err := e.beginStart(ctx, c)
+	c.pod.op.Unlock()
+	if err != nil || client == nil {
+		return err
+	}
+	if err := e.launch(ctx, c, client); err != nil {
+		end := context.WithoutCancel(ctx)
+		defer e.idle(end, c.pod)
+		err = fmt.Errorf("start container %s: %w", id, err)
+		return errors.Join(err, e.startFailed(end, c, client, err))
+	}
+	return nil
+}
+
+// beginStart returns the runner to start c with, nil if it runs already. The
+// locks of the pod and of c are held: the pod may be about to stop, as its last
+// container has exited, and does not any more once c counts as not exited.
+func (e *Engine) beginStart(ctx context.Context, c *container) (*runner.Client, error) {
+	s, pod := c.snapshot(), c.pod.snapshot()
+	if c.isRemoved() {
+		return nil, fault.New(fault.NotFound, "container %s was removed", s.ID)
+	}
+	if s.State.alive() {
+		return nil, nil
+	}
+	if c.pod.unreachable() {
+		return nil, c.pod.errNoAnswer()
+	}
+	if c.pod.client() == nil && pod.Spec.StopWhenIdle {
+		if err := e.startPod(ctx, c.pod); err != nil {
+			return nil, fmt.Errorf("start container %s: its pod: %w", s.ID, err)
+		}
+		e.publish(EventPodUp, c.pod.snapshot(), nil)
 	}
 	client := c.pod.client()
 	if client == nil {
-		return fault.New(fault.Unavailable, "start container %s: its pod %s is not running", rec.Container.ID, rec.Container.PodID)
+		return nil, fault.New(fault.Unavailable, "start container %s: its pod %s is not running", s.ID, s.PodID)
 	}
-	if rec.Container.State == StateExited {
-		// The runner of a pod that has not stopped since still keeps the last run.
-		if err := client.Delete(ctx, rec.Container.ID, true); err != nil && !fault.Is(err, fault.NotFound) {
-			return fmt.Errorf("start container %s: %w", rec.Container.ID, err)
-		}
+	if s.State == StateExited {
 		e.rearm(c)
 	}
-	if err := e.launch(ctx, c, client); err != nil {
-		err = fmt.Errorf("start container %s: %w", rec.Container.ID, err)
-		return errors.Join(err, e.startFailed(context.WithoutCancel(ctx), c, client, err))
-	}
-	return nil
+	return client, nil
 }
 
 // rearm makes an exited container one that can be waited for again.
@@ -226,6 +228,11 @@ func (e *Engine) launch(ctx context.Context, c *container, client *runner.Client
 	if rec.Container.LogPath != "" {
 		if err := os.MkdirAll(filepath.Dir(rec.Container.LogPath), 0o755); err != nil {
 			return fmt.Errorf("log directory: %w", err)
+		}
+	}
+	if !rec.Container.FinishedAt.IsZero() { // the runner may still have the last run
+		if err := client.Delete(ctx, id, false); err != nil && !fault.Is(err, fault.NotFound) {
+			return err
 		}
 	}
 	s := rec.Container.Spec
@@ -350,8 +357,8 @@ func (e *Engine) idle(ctx context.Context, p *pod) {
 }
 
 // StopContainer sends the stop signal, waits for grace and then kills. The
-// exited state is visible before it returns. Idempotent. Another call with less
-// grace, or a removal, does not wait for this one.
+// exited state is visible before it returns. Idempotent. A second call, with
+// less patience, does not wait for the first.
 func (e *Engine) StopContainer(ctx context.Context, id string, grace time.Duration) error {
 	c, err := e.findContainer(id)
 	if fault.Is(err, fault.NotFound) {
@@ -360,47 +367,53 @@ func (e *Engine) StopContainer(ctx context.Context, id string, grace time.Durati
 	if err != nil {
 		return err
 	}
-	if grace > 0 {
-		ended, err := e.askToStop(ctx, c)
-		if err != nil || waitFor(ctx, ended, grace) {
-			return err
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		select {
-		case <-ended: // and what runs now is another run
-			return nil
-		default:
-		}
+	ended, err := e.beginStop(ctx, c, grace)
+	if err != nil || waitEnd(ctx, ended, grace) {
+		return err
 	}
-	return e.killContainer(ctx, c)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	client := c.pod.client()
+	if client == nil || waitEnd(ctx, ended, 0) { // it may even have been started anew, which is not ours to end
+		return nil
+	}
+	return e.kill(ctx, c, client)
 }
 
-// askToStop sends the stop signal to what runs of c and returns the channel
-// that is closed at its end; a closed one if nothing runs.
-func (e *Engine) askToStop(ctx context.Context, c *container) (<-chan struct{}, error) {
+// beginStop sends the stop signal if there is a grace. The channel is closed
+// once what runs now has ended.
+func (e *Engine) beginStop(ctx context.Context, c *container, grace time.Duration) (ended <-chan struct{}, err error) {
 	c.op.Lock()
 	defer c.op.Unlock()
 	rec := c.record()
 	client := c.pod.client()
+	if c.pod.unreachable() && rec.Container.State.alive() {
+		return nil, c.pod.errNoAnswer()
+	}
 	if !rec.Container.State.alive() || client == nil {
-		done := make(chan struct{})
-		close(done)
-		return done, nil
+		gone := make(chan struct{})
+		close(gone)
+		return gone, nil
+	}
+	ended = c.end()
+	id := rec.Container.ID
+	if rec.Container.State == StatePaused {
+		if err := e.resume(ctx, c, client); err != nil {
+			return nil, fmt.Errorf("stop container %s: %w", id, err)
+		}
+	}
+	if grace <= 0 {
+		return ended, nil
 	}
 	sig, err := stopSignal(rec.Container.Spec.StopSignal, rec.Image.StopSignal)
 	if err != nil {
 		return nil, err
 	}
-	if rec.Container.State == StatePaused {
-		if err := e.resume(ctx, c, client); err != nil {
-			return nil, fmt.Errorf("stop container %s: %w", rec.Container.ID, err)
-		}
-	}
-	ended := c.endedChan()
-	if err := client.Signal(ctx, rec.Container.ID, sig, false); err != nil && !fault.Is(err, fault.NotFound) {
-		return nil, fmt.Errorf("stop container %s: %w", rec.Container.ID, err)
+	if err := client.Signal(ctx, id, sig, false); err != nil && !fault.Is(err, fault.NotFound) {
+		return nil, fmt.Errorf("stop container %s: %w", id, err)
 	}
 	return ended, nil
 }
@@ -420,36 +433,36 @@ func (e *Engine) kill(ctx context.Context, c *container, client *runner.Client) 
 	if err := client.Signal(ctx, id, unix.SIGKILL, true); err != nil && !fault.Is(err, fault.NotFound) {
 		return fmt.Errorf("kill container %s: %w", id, err)
 	}
-	if !e.ended(ctx, c, killTime) {
+	if !waitEnd(ctx, c.end(), killTime) {
 		return fault.New(fault.Internal, "container %s has not ended %v after SIGKILL", id, killTime).
 			Hint("a process of it hangs in the kernel; see `ps -o pid,stat,wchan,cmd`")
 	}
 	return nil
 }
 
-// ended waits at most limit for the container's exit.
-func (e *Engine) ended(ctx context.Context, c *container, limit time.Duration) bool {
-	return waitFor(ctx, c.endedChan(), limit)
-}
-
-func (c *container) endedChan() <-chan struct{} {
+// end returns a channel that is closed once what runs now has ended.
+func (c *container) end() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.ended
 }
 
-// waitFor reports whether done was closed before limit and the end of ctx.
-func waitFor(ctx context.Context, done <-chan struct{}, limit time.Duration) bool {
-	timer := time.NewTimer(limit)
+// waitEnd waits at most limit for a container's end and reports whether it came.
+func waitEnd(ctx context.Context, ended <-chan struct{}, limit time.Duration) bool {
+	timer := time.NewTimer(max(limit, 0))
 	defer timer.Stop()
 	select {
-	case <-done:
+	case <-ended:
+		return true
+	default:
+	}
+	select {
+	case <-ended:
 		return true
 	case <-timer.C:
-		return false
 	case <-ctx.Done():
-		return false
 	}
+	return false
 }
 
 // RemoveContainer removes a container that does not run, or kills it first if
@@ -468,11 +481,14 @@ func (e *Engine) RemoveContainer(ctx context.Context, id string, force bool) err
 func (e *Engine) removeContainer(ctx context.Context, c *container, force bool) error {
 	c.op.Lock()
 	defer c.op.Unlock()
-	if !e.has(c) {
-		return nil // by another caller, meanwhile
+	if c.isRemoved() {
+		return nil
 	}
 	s := c.snapshot()
 	client := c.pod.client()
+	if c.pod.unreachable() && s.State.alive() {
+		return c.pod.errNoAnswer()
+	}
 	if s.State.alive() && client != nil {
 		if !force {
 			return fault.New(fault.Conflict, "container %s is running", s.ID).Hint("stop it first, or force its removal")
@@ -543,11 +559,8 @@ func (e *Engine) Wait(ctx context.Context, id string) (Container, error) {
 	if err != nil {
 		return Container{}, err
 	}
-	c.mu.Lock()
-	ended := c.ended
-	c.mu.Unlock()
 	select {
-	case <-ended:
+	case <-c.end():
 	case <-ctx.Done():
 		return Container{}, ctx.Err()
 	}

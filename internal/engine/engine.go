@@ -17,6 +17,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -28,6 +29,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ferryos/ferry/internal/cgroups"
 	"github.com/ferryos/ferry/internal/engine/network"
 	"github.com/ferryos/ferry/internal/engine/store"
 	"github.com/ferryos/ferry/internal/fault"
@@ -58,6 +60,7 @@ type Engine struct {
 	podByID    map[string]*pod
 	ctrByID    map[string]*container
 	stopping   bool
+	stopped    chan struct{} // closed by Stop
 	background sync.WaitGroup
 	bundles    bundles
 }
@@ -71,6 +74,7 @@ func New(opt Options) *Engine {
 		ctrs:    records[containerRecord]{filepath.Join(opt.DataDir, "containers")},
 		podByID: map[string]*pod{},
 		ctrByID: map[string]*container{},
+		stopped: make(chan struct{}),
 	}
 }
 
@@ -83,10 +87,12 @@ func (e *Engine) Start(ctx context.Context) error {
 		return fault.New(fault.Unavailable, "container runner: %w", err).
 			Hint("install ferry-runner beside ferryd, or set libexecDir in the configuration")
 	}
-	for _, dir := range []string{e.opt.RunDir, filepath.Join(e.opt.RunDir, "r"), filepath.Join(e.opt.RunDir, "c")} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
-			return fmt.Errorf("engine directories: %w", err)
-		}
+	if missing := cgroups.Missing(); len(missing) > 0 {
+		return fault.New(fault.Unsupported, "this machine has cgroups %s without the controllers %s", cgroups.Version(), strings.Join(missing, ", ")).
+			Hint("%s", cgroups.Remedy)
+	}
+	if err := e.makeDirs(); err != nil {
+		return fmt.Errorf("engine directories: %w", err)
 	}
 	if err := e.pods.open(); err != nil {
 		return fmt.Errorf("engine records: %w", err)
@@ -97,11 +103,31 @@ func (e *Engine) Start(ctx context.Context) error {
 	return e.recover(ctx)
 }
 
+// makeDirs makes the directories below the run directory. Only root may enter
+// those of runners, containers and pods, also where an earlier version made
+// them: the machine's users could run what images have setuid. Containers need
+// no way through them, for what they are given is mounted.
+func (e *Engine) makeDirs() error {
+	if err := os.MkdirAll(e.opt.RunDir, 0o711); err != nil {
+		return err
+	}
+	for _, name := range []string{"r", "c", "p"} {
+		dir := filepath.Join(e.opt.RunDir, name)
+		if err := errors.Join(os.MkdirAll(dir, 0o700), os.Chmod(dir, 0o700)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Stop lets go of the runners and waits for the engine's own goroutines.
 // Containers run on.
 func (e *Engine) Stop(context.Context) error {
 	e.mu.Lock()
-	e.stopping = true
+	if !e.stopping {
+		e.stopping = true
+		close(e.stopped)
+	}
 	pods := slices.Collect(maps.Values(e.podByID))
 	e.mu.Unlock()
 	for _, p := range pods {
@@ -113,6 +139,14 @@ func (e *Engine) Stop(context.Context) error {
 	return nil
 }
 
+// Running reports whether any pod's runner lives.
+func (e *Engine) Running() bool {
+	e.mu.Lock()
+	pods := slices.Collect(maps.Values(e.podByID))
+	e.mu.Unlock()
+	return slices.ContainsFunc(pods, func(p *pod) bool { return p.client() != nil })
+}
+
 // Images returns the image store.
 func (e *Engine) Images() *store.Store { return e.opt.Store }
 
@@ -120,7 +154,9 @@ func (e *Engine) Images() *store.Store { return e.opt.Store }
 func (e *Engine) Gateway() netip.Addr { return e.opt.Network.Gateway() }
 
 // Subscribe returns all events from now on, in order; the channel is closed
-// once ctx ends. A slow reader delays nobody.
+// once ctx ends. A slow reader delays nobody: the channel of one that is
+// thousands of events behind is closed too, so a reader whose ctx has not ended
+// has missed some, and must subscribe and look at everything again.
 func (e *Engine) Subscribe(ctx context.Context) <-chan Event { return e.events.subscribe(ctx) }
 
 func (e *Engine) publish(kind EventType, p Pod, c *Container) {

@@ -2,7 +2,6 @@ package engine_test
 
 import (
 	"bytes"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -139,35 +138,19 @@ func TestRunnerKilled(t *testing.T) {
 	m := enginetest.New(t)
 	ctx := t.Context()
 	pod, c := m.Run(engine.ContainerSpec{Name: "c", Command: []string{"sleep", "1000"}})
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.PID))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var state string
-	var parent int
-	rest := stat[bytes.LastIndexByte(stat, ')')+2:]
-	if _, err := fmt.Sscanf(string(rest), "%s %d", &state, &parent); err != nil {
-		t.Fatalf("%v: %s", err, stat)
-	}
-	if err := syscall.Kill(parent, syscall.SIGKILL); err != nil {
+	if err := syscall.Kill(runnerOf(t, c), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	got, err := m.Wait(ctx, c.ID)
 	if err != nil || got.ExitCode != 137 {
 		t.Errorf("container: %+v, %v", got, err)
 	}
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	eventually(t, "the pod to be down", func() bool {
 		p, err := m.Pod(ctx, pod.ID)
-		if err == nil && p.State == engine.PodNotReady {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatalf("pod: %+v, %v", p, err)
-		}
-	}
-	// A zombie waits for the machine's init and is none of ours.
-	if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.PID)); err == nil && !bytes.Contains(stat, []byte(") Z ")) {
-		t.Errorf("its process lives on: %s", stat)
+		return err == nil && p.State == engine.PodNotReady
+	})
+	if lives(c.PID) {
+		t.Error("its process lives on")
 	}
 }
 
@@ -190,6 +173,43 @@ func TestArtifactVolume(t *testing.T) {
 	}
 	if err := m.RemoveContainer(t.Context(), c.ID, false); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestUnmount takes the mounts of an exited container away, as ferry down does:
+// its files are kept, and it can be started again.
+func TestUnmount(t *testing.T) {
+	m := enginetest.New(t)
+	ctx := t.Context()
+	_, running := m.Run(engine.ContainerSpec{Name: "r", Command: []string{"sleep", "1000"}})
+	pod, c := m.Run(engine.ContainerSpec{Name: "c", Command: []string{"sh", "-c", "cat /kept; echo yes > /kept"}})
+	if _, err := m.Wait(ctx, c.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.StopPod(ctx, pod.ID); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // idempotent
+		if err := m.Unmount(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := func(id string) string { return filepath.Join(m.Dir(), "run", "c", id[:12], "rootfs") }
+	if bytes.Contains(mounts, []byte(root(c.ID))) || !bytes.Contains(mounts, []byte(root(running.ID))) {
+		t.Errorf("mounted are:\n%s", mounts)
+	}
+	if err := m.StartPod(ctx, pod.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.StartContainer(ctx, c.ID); err != nil {
+		t.Fatal(err)
+	}
+	if out := logOf(t, m, c); !strings.HasSuffix(out, "yes\n") {
+		t.Errorf("the second run printed:\n%s", out)
 	}
 }
 

@@ -24,8 +24,12 @@ func (e *Engine) running(id string) (*container, *runner.Client, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	client := c.pod.client()
-	if s := c.snapshot(); client == nil || !s.State.alive() {
+	// One that has exited needs no runner: its pod, being idle, lets go of it.
+	client, s := c.pod.client(), c.snapshot()
+	if s.State.alive() && c.pod.unreachable() {
+		return nil, nil, c.pod.errNoAnswer()
+	}
+	if client == nil || !s.State.alive() {
 		return nil, nil, fault.New(fault.Conflict, "container %s is not running", s.ID).Hint("start it first")
 	}
 	return c, client, nil
@@ -346,9 +350,9 @@ func (e *Engine) PortForward(ctx context.Context, podID string, port int, conn i
 	sent := make(chan struct{})
 	go func() {
 		defer close(sent)
-		io.Copy(remote, conn)
+		_, _ = io.Copy(remote, conn) // a side that is gone ends the other direction too
 		if half, ok := remote.(interface{ CloseWrite() error }); ok {
-			half.CloseWrite()
+			_ = half.CloseWrite()
 		}
 	}()
 	_, err = io.Copy(conn, remote)

@@ -10,6 +10,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/ferryos/ferry/internal/cgroups"
 )
 
 // machine is what the engine finds out once about where it runs.
@@ -30,21 +32,10 @@ func inspectMachine() machine {
 	if v, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_RESOURCE, 0, 0, 0); err != nil || v != 1 {
 		m.minOOMAdj = ownOOMAdj()
 	}
-	var st unix.Statfs_t
-	m.cgroupV2 = unix.Statfs("/sys/fs/cgroup", &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
-	m.hugetlb = hasHugetlb(m.cgroupV2)
+	m.cgroupV2 = cgroups.Unified()
+	// The kubelet sends limits of zero to every container whether or not it is there.
+	m.hugetlb = cgroups.Has("hugetlb")
 	return m
-}
-
-// hasHugetlb reports whether the cgroup controller is there; the kubelet sends
-// limits of zero to every container whether or not it is.
-func hasHugetlb(v2 bool) bool {
-	if !v2 {
-		_, err := os.Stat("/sys/fs/cgroup/hugetlb")
-		return err == nil
-	}
-	data, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers")
-	return err == nil && strings.Contains(string(data), "hugetlb")
 }
 
 func ownOOMAdj() int {

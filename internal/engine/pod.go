@@ -30,6 +30,7 @@ type podRecord struct {
 
 // pod is a pod in memory. op serialises what changes it, mu guards the fields.
 type pod struct {
+	id string
 	op sync.Mutex
 
 	mu     sync.Mutex
@@ -40,6 +41,8 @@ type pod struct {
 	// output before the runner goes.
 	streams counter
 }
+
+func newPod(rec podRecord) *pod { return &pod{id: rec.Pod.ID, rec: rec} }
 
 func (p *pod) client() *runner.Client {
 	p.mu.Lock()
@@ -53,6 +56,20 @@ func (p *pod) record() podRecord {
 	return p.rec
 }
 
+// unreachable reports a runner that has not answered since the daemon started,
+// see rejoin: whether it lives is not known.
+func (p *pod) unreachable() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.runner == nil && p.rec.Pod.State == PodReady
+}
+
+// errNoAnswer is what asks for an unreachable runner.
+func (p *pod) errNoAnswer() error {
+	return fault.New(fault.Unavailable, "the runner of pod %s does not answer", p.id).
+		Hint("it is tried again; removing the pod kills what runs in it, and the runner")
+}
+
 func (p *pod) snapshot() Pod { return p.record().Pod }
 
 // set changes the pod's record in memory and on disk.
@@ -60,7 +77,7 @@ func (e *Engine) setPod(p *pod, change func(*podRecord)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	change(&p.rec)
-	return e.pods.save(p.rec.Pod.ID, p.rec)
+	return e.pods.save(p.id, p.rec)
 }
 
 func (e *Engine) findPod(key string) (*pod, error) {
@@ -76,14 +93,14 @@ func (e *Engine) RunPod(ctx context.Context, spec PodSpec) (Pod, error) {
 		return Pod{}, fault.New(fault.Invalid, "pod %s: runtime handler %q is not known", spec.Name, spec.RuntimeHandler).
 			Hint("remove runtimeClassName, or use a RuntimeClass whose handler is empty")
 	}
-	p := &pod{rec: podRecord{Pod: Pod{ID: newID(), Spec: spec, CreatedAt: time.Now()}}}
+	p := newPod(podRecord{Pod: Pod{ID: newID(), Spec: spec, CreatedAt: time.Now()}})
 	p.op.Lock()
 	defer p.op.Unlock()
 	if err := e.startPod(ctx, p); err != nil {
-		return Pod{}, errors.Join(fmt.Errorf("run pod %s: %w", spec.Name, err), e.pods.remove(p.rec.Pod.ID))
+		return Pod{}, errors.Join(fmt.Errorf("run pod %s: %w", spec.Name, err), e.pods.remove(p.id))
 	}
 	e.mu.Lock()
-	e.podByID[p.rec.Pod.ID] = p
+	e.podByID[p.id] = p
 	e.mu.Unlock()
 	e.publish(EventPodUp, p.snapshot(), nil)
 	return p.snapshot(), nil
@@ -98,19 +115,14 @@ func (e *Engine) StartPod(ctx context.Context, id string) error {
 	}
 	p.op.Lock()
 	defer p.op.Unlock()
-	if _, err := e.findPod(p.snapshot().ID); err != nil {
-		return err // removed meanwhile
-	}
-	return e.ensurePod(ctx, p)
-}
-
-// ensurePod is StartPod with p.op held.
-func (e *Engine) ensurePod(ctx context.Context, p *pod) error {
 	if p.client() != nil {
 		return nil
 	}
+	if p.unreachable() {
+		return p.errNoAnswer()
+	}
 	if err := e.startPod(ctx, p); err != nil {
-		return fmt.Errorf("start pod %s: %w", p.snapshot().ID, err)
+		return fmt.Errorf("start pod %s: %w", id, err)
 	}
 	e.publish(EventPodUp, p.snapshot(), nil)
 	return nil
@@ -190,7 +202,14 @@ func (e *Engine) StopPod(ctx context.Context, id string) error {
 
 // stopPod is StopPod with p.op held.
 func (e *Engine) stopPod(ctx context.Context, p *pod) error {
-	id := p.snapshot().ID
+	id := p.id
+	if p.unreachable() {
+		if err := runner.Kill(ctx, e.runnerDir(id)); err != nil {
+			return fmt.Errorf("stop pod %s: %w", id, err)
+		}
+		e.runnerLost(ctx, p)
+		return nil
+	}
 	for _, c := range e.containersOf(id) {
 		if err := e.killContainer(ctx, c); err != nil {
 			return fmt.Errorf("stop pod %s: %w", id, err)
@@ -209,6 +228,42 @@ func (e *Engine) stopPod(ctx context.Context, p *pod) error {
 	return nil
 }
 
+// StopAll stops every pod, all at the same time. Before, each container gets
+// its stop signal and then its StopGrace, of which most is the limit.
+func (e *Engine) StopAll(ctx context.Context, most time.Duration) error {
+	pods := e.Pods(ctx, "")
+	errs := make([]error, len(pods))
+	var wg sync.WaitGroup
+	for i, p := range pods {
+		wg.Go(func() {
+			errs[i] = e.stopContainers(ctx, p.ID, most)
+			errs[i] = errors.Join(errs[i], e.StopPod(ctx, p.ID)) // kills what could not be asked
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// stopContainers stops a pod's containers, all at the same time.
+func (e *Engine) stopContainers(ctx context.Context, podID string, most time.Duration) error {
+	ctrs := e.containersOf(podID)
+	errs := make([]error, len(ctrs))
+	var wg sync.WaitGroup
+	for i, c := range ctrs {
+		s := c.snapshot()
+		grace := DefaultStopGrace
+		if g := s.Spec.StopGrace; g != nil {
+			grace = *g
+		}
+		if grace < 0 || grace > most {
+			grace = most
+		}
+		wg.Go(func() { errs[i] = e.StopContainer(ctx, s.ID, grace) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
 // releasePod ends the runner and gives back what the pod holds of the machine.
 // It goes on past errors: each part is given back whether or not another could be.
 func (e *Engine) releasePod(ctx context.Context, p *pod) error {
@@ -220,10 +275,13 @@ func (e *Engine) releasePod(ctx context.Context, p *pod) error {
 	var errs []error
 	if client != nil {
 		p.streams.wait(time.Second)
-		if err := client.Shutdown(ctx); err != nil && !fault.Is(err, fault.Unavailable) {
+		err := client.Shutdown(ctx)
+		if err != nil {
+			client.Close() // else streams end by themselves, with the last output
+		}
+		if err != nil && !fault.Is(err, fault.Unavailable) {
 			errs = append(errs, err)
 		}
-		client.Close()
 	}
 	if pod.Spec.Network == ModePod {
 		errs = append(errs, e.opt.Network.Detach(ctx, pod.ID))

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -228,6 +229,23 @@ func (e *Engine) unmount(ctx context.Context, c *container) error {
 		}
 	}
 	return nil
+}
+
+// Unmount takes away the mounts of containers that do not run, which otherwise
+// stay until the container is removed. A start mounts them again.
+func (e *Engine) Unmount(ctx context.Context) error {
+	e.mu.Lock()
+	list := slices.Collect(maps.Values(e.ctrByID))
+	e.mu.Unlock()
+	var errs []error
+	for _, c := range list {
+		c.op.Lock()
+		if !c.snapshot().State.alive() {
+			errs = append(errs, e.unmount(ctx, c))
+		}
+		c.op.Unlock()
+	}
+	return errors.Join(errs...)
 }
 
 // stopSignal is the signal named by the container, else by its image, else SIGTERM.

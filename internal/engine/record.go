@@ -72,9 +72,12 @@ func (r records[T]) load(bad func(path string, err error)) (map[string]T, error)
 	return out, nil
 }
 
+// idLength is the length of an ID.
+const idLength = 64
+
 // newID returns 64 hexadecimal digits, as Docker's and containerd's IDs are.
 func newID() string {
-	var b [32]byte
+	var b [idLength / 2]byte
 	rand.Read(b[:])
 	return hex.EncodeToString(b[:])
 }

@@ -2,23 +2,30 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ferryos/ferry/internal/engine/runner"
+	"github.com/ferryos/ferry/internal/engine/store"
 )
 
 // recover takes up the pods and containers of an earlier run of the daemon:
 // those whose runner lives go on as if nothing had happened, those of a runner
-// that is gone (a reboot, a kill) have ended.
+// that is gone (a reboot, a kill) have ended. What the earlier run was in the
+// middle of making is taken away.
 func (e *Engine) recover(ctx context.Context) error {
+	known := map[string]bool{} // containers that have a record, readable or not
 	bad := func(path string, err error) {
 		e.opt.Log.Error("unreadable record left aside", "path", path, "error", err)
+		known[strings.TrimSuffix(filepath.Base(path), ".json")] = true
 	}
 	pods, err := e.pods.load(bad)
 	if err != nil {
@@ -28,13 +35,17 @@ func (e *Engine) recover(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("recover containers: %w", err)
 	}
-	live := map[string]bool{}
+	var ready []*pod
 	e.mu.Lock()
 	for id, rec := range pods {
-		e.podByID[id] = &pod{rec: rec}
-		live[id] = rec.Pod.State == PodReady
+		p := newPod(rec)
+		e.podByID[id] = p
+		if rec.Pod.State == PodReady {
+			ready = append(ready, p)
+		}
 	}
 	for id, rec := range ctrs {
+		known[id] = true
 		p := e.podByID[rec.Container.PodID]
 		if p == nil {
 			e.opt.Log.Error("container of an unknown pod left aside", "container", id, "pod", rec.Container.PodID)
@@ -49,55 +60,89 @@ func (e *Engine) recover(ctx context.Context) error {
 		}
 		e.ctrByID[id] = c
 	}
-	list := make([]*pod, 0, len(e.podByID))
-	for _, p := range e.podByID {
-		list = append(list, p)
-	}
 	e.mu.Unlock()
 	g := errgroup.Group{}
 	g.SetLimit(16)
-	for _, p := range list {
-		if live[p.rec.Pod.ID] {
-			g.Go(func() error { e.rejoin(context.WithoutCancel(ctx), p); return nil })
-		}
+	for _, p := range ready {
+		g.Go(func() error { e.takeUpPod(context.WithoutCancel(ctx), p); return nil })
 	}
-	g.Go(func() error { return e.endStrayRunners(ctx, pods) })
+	g.Go(func() error { return e.endStrayRunners(ctx, ready) })
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	for id := range live {
-		live[id] = e.podByID[id].client() != nil
+	if err := e.sweep(ctx, ready, known); err != nil {
+		return err
+	}
+	live := map[string]bool{}
+	for id, p := range e.podByID {
+		live[id] = p.snapshot().State == PodReady
 	}
 	return e.opt.Network.Reconcile(ctx, live)
 }
 
-// rejoin connects to a pod's runner and brings the records up to date.
-func (e *Engine) rejoin(ctx context.Context, p *pod) {
-	p.op.Lock()
-	defer p.op.Unlock()
-	dir := e.runnerDir(p.rec.Pod.ID)
-	client, err := runner.Dial(ctx, dir)
-	if err != nil {
-		e.opt.Log.Warn("container runner is gone", "pod", p.rec.Pod.ID, "error", err)
-		e.runnerLost(ctx, p)
+// answerTime is how long a runner gets to answer before the start goes on
+// without it, and maxRetry how long it is left in peace before the next try.
+const (
+	answerTime = 3 * time.Second
+	maxRetry   = 30 * time.Second
+)
+
+// takeUpPod connects to a pod's runner. Where that does not answer, it is tried
+// again in the background until it does.
+func (e *Engine) takeUpPod(ctx context.Context, p *pod) {
+	if e.rejoin(ctx, p) {
 		return
 	}
-	states, err := client.List(ctx)
-	if err != nil {
-		e.opt.Log.Error("container runner does not answer", "pod", p.rec.Pod.ID, "error", err)
-		client.Close()
+	e.background.Go(func() {
+		for wait := time.Second; ; wait = min(2*wait, maxRetry) {
+			select {
+			case <-time.After(wait):
+			case <-e.stopped:
+				return
+			}
+			if e.rejoin(ctx, p) {
+				return
+			}
+		}
+	})
+}
+
+// rejoin connects to a pod's runner and brings the records up to date. It
+// reports false if the runner is there and has not answered: nothing is known
+// of its containers, and they are left alone.
+func (e *Engine) rejoin(ctx context.Context, p *pod) bool {
+	p.op.Lock()
+	defer p.op.Unlock()
+	if !p.unreachable() {
+		return true // stopped meanwhile
+	}
+	dir := e.runnerDir(p.id)
+	client, states, err := askRunner(ctx, dir)
+	if runner.IsGone(err) {
+		e.opt.Log.Warn("container runner is gone", "pod", p.id, "error", err)
 		e.runnerLost(ctx, p)
-		return
+		return true
+	}
+	if err != nil {
+		e.opt.Log.Error("container runner does not answer, its containers are left alone", "pod", p.id, "error", err)
+		return false
 	}
 	p.mu.Lock()
 	p.runner = client
 	p.mu.Unlock()
+	e.mu.Lock()
+	stopping := e.stopping
+	e.mu.Unlock()
+	if stopping { // Stop may have looked at the pod before
+		client.Close()
+		return true
+	}
 	known := map[string]bool{}
 	for _, s := range states {
 		known[s.ID] = true
 		e.takeUp(ctx, client, s)
 	}
-	for _, c := range e.containersOf(p.rec.Pod.ID) {
+	for _, c := range e.containersOf(p.id) {
 		if s := c.snapshot(); s.State.alive() && !known[s.ID] {
 			exit, err := runner.ReadExit(dir, s.ID)
 			if err != nil {
@@ -108,6 +153,22 @@ func (e *Engine) rejoin(ctx context.Context, p *pod) {
 	}
 	e.watch(ctx, p, client)
 	e.idle(ctx, p)
+	return true
+}
+
+// askRunner connects to a runner and asks for its containers.
+func askRunner(ctx context.Context, dir string) (*runner.Client, []runner.State, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	client, err := runner.Dial(ctx, dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	states, err := client.List(ctx)
+	if err != nil {
+		client.Close()
+	}
+	return client, states, err
 }
 
 // takeUp compares what a runner has with the record. A container the daemon
@@ -131,34 +192,136 @@ func (e *Engine) takeUp(ctx context.Context, client *runner.Client, s runner.Sta
 	}
 }
 
-// endStrayRunners ends runners that belong to no pod: builds that the daemon's
-// end interrupted, pods that were being made.
-func (e *Engine) endStrayRunners(ctx context.Context, pods map[string]podRecord) error {
+// endStrayRunners ends runners that belong to no pod that was ready: builds
+// that the daemon's end interrupted, pods that were being made or started.
+func (e *Engine) endStrayRunners(ctx context.Context, ready []*pod) error {
 	base := filepath.Join(e.opt.RunDir, "r")
 	entries, err := os.ReadDir(base)
 	if err != nil {
 		return err
 	}
 	ours := map[string]bool{}
-	for id := range pods {
-		ours[filepath.Base(e.runnerDir(id))] = true
+	for _, p := range ready {
+		ours[filepath.Base(e.runnerDir(p.id))] = true
 	}
 	for _, entry := range entries {
 		if ours[entry.Name()] {
 			continue
 		}
 		dir := filepath.Join(base, entry.Name())
-		if client, err := runner.Dial(ctx, dir); err == nil {
-			if err := client.Shutdown(ctx); err != nil {
-				e.opt.Log.Error("end a stray runner", "dir", dir, "error", err)
-			}
-			client.Close()
+		if err := e.endRunner(ctx, dir); err != nil {
+			e.opt.Log.Error("end a stray runner", "dir", dir, "error", err)
 		}
 		if err := removeAll(dir); err != nil {
 			e.opt.Log.Error("remove a stray runner's directory", "dir", dir, "error", err)
 		}
 	}
 	return nil
+}
+
+// KillAll ends everything that runs below the engine's directory and cgroup,
+// without grace and without its records: for where the engine cannot start.
+func (e *Engine) KillAll(ctx context.Context) error {
+	err := e.endStrayRunners(ctx, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	errs := []error{err}
+	for _, hierarchy := range []string{"/sys/fs/cgroup/*", "/sys/fs/cgroup"} {
+		groups, err := filepath.Glob(filepath.Join(hierarchy, e.opt.CgroupParent, "*/cgroup.procs"))
+		errs = append(errs, err)
+		for _, procs := range groups {
+			errs = append(errs, runner.KillOrphans(filepath.Join(e.opt.CgroupParent, filepath.Base(filepath.Dir(procs)))))
+		}
+	}
+	return errors.Join(append(errs, e.sweepMounts(nil))...)
+}
+
+// endRunner has a stray runner end with what it runs, or kills both if it does
+// not answer.
+func (e *Engine) endRunner(ctx context.Context, dir string) error {
+	client, _, err := askRunner(ctx, dir)
+	if err == nil {
+		defer client.Close()
+		if err = client.Shutdown(ctx); err == nil {
+			return nil
+		}
+	}
+	if err := runner.Kill(ctx, dir); err != nil {
+		return err
+	}
+	left, err := os.ReadDir(filepath.Join(dir, "state")) // one a bundle; no container runs before its pod is recorded
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	for _, entry := range left {
+		err = errors.Join(err, runner.KillOrphans(filepath.Join(e.opt.CgroupParent, entry.Name())))
+	}
+	return err
+}
+
+// sweep takes away the mounts and writable layers that were made before their
+// pod or container was recorded.
+func (e *Engine) sweep(ctx context.Context, ready []*pod, containers map[string]bool) error {
+	keep := map[string]bool{}
+	for _, p := range ready {
+		keep[e.podDir(p.id)] = true
+	}
+	for id := range containers {
+		keep[filepath.Dir(e.rootfsDir(id))] = true
+	}
+	if err := e.sweepMounts(keep); err != nil {
+		e.opt.Log.Error("remove what nothing is recorded of", "error", err)
+	}
+	layers, err := e.opt.Store.Layers(ctx)
+	if err != nil {
+		return err
+	}
+	for _, key := range layers {
+		id, _, _ := strings.Cut(key, "-") // as of volumeKey
+		if len(id) != idLength || containers[id] {
+			continue
+		}
+		if err := e.opt.Store.RemoveRootfs(ctx, key); err != nil {
+			e.opt.Log.Error("remove what nothing is recorded of", "layer", key, "error", err)
+		}
+	}
+	return nil
+}
+
+// sweepMounts removes the directories of pods and containers but for those to
+// keep, with what is mounted in them.
+func (e *Engine) sweepMounts(keep map[string]bool) error {
+	var errs []error
+	for _, parent := range []string{"p", "c"} {
+		dirs, err := filepath.Glob(filepath.Join(e.opt.RunDir, parent, "*"))
+		errs = append(errs, err)
+		for _, dir := range dirs {
+			if !keep[dir] {
+				errs = append(errs, removeMounts(dir))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeMounts removes a directory of mount points and files. Should something
+// stay mounted, its content is not ours to delete: an error is returned.
+func removeMounts(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		path := filepath.Join(dir, entry.Name())
+		if err := store.UnmountAll(path); err != nil {
+			return err
+		}
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
+	return os.Remove(dir)
 }
 
 // removeAll removes a directory of the engine's own below its run directory.

@@ -28,7 +28,6 @@ type specInput struct {
 	ns        namespaces
 	sysctls   map[string]string
 	hostIPC   bool
-	hostNet   bool
 	heldCaps  []string // what this process may pass on
 	minOOMAdj int      // the lowest oom_score_adj this process may set
 	cgroupV2  bool
@@ -131,14 +130,18 @@ func (in specInput) process(caps []string) *specs.Process {
 	}
 }
 
-// clampOOMAdj raises an adjustment this process may not set (it lacks
-// CAP_SYS_RESOURCE, as in a container) to the lowest it may: a pod that is a
-// little likelier to be killed is better than one that cannot start.
+// clampOOMAdj is 0 where no adjustment is asked for: none set would be this
+// process's own, and the kubelet makes the daemon all but immune. One that may
+// not be set (the process lacks CAP_SYS_RESOURCE, as in a container) is raised
+// to the lowest that may: a pod that is a little likelier to be killed is
+// better than one that cannot start.
 func clampOOMAdj(adj *int, lowest int) *int {
-	if adj == nil || *adj >= lowest {
-		return adj
+	asked := 0
+	if adj != nil {
+		asked = *adj
 	}
-	return &lowest
+	asked = max(asked, lowest)
+	return &asked
 }
 
 func (in specInput) namespaceList() []specs.LinuxNamespace {

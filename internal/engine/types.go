@@ -160,6 +160,10 @@ type Security struct {
 	ReadonlyPaths []string `json:"readonlyPaths"`
 }
 
+// DefaultStopGrace is how long a container gets between its stop signal and
+// SIGKILL where nothing else is said: Docker's.
+const DefaultStopGrace = 10 * time.Second
+
 // ContainerSpec is what a container is made from. It is written to disk as it
 // is; only Resources change later, by UpdateContainer.
 type ContainerSpec struct {
@@ -171,22 +175,25 @@ type ContainerSpec struct {
 	// Command replaces the image's entrypoint and, then, its cmd; Args replaces its cmd.
 	Command    []string `json:"command,omitempty"`
 	Args       []string `json:"args,omitempty"`
-	Env        []string `json:"env,omitempty"` // "K=V", over the image's
+	Env        []string `json:"env,omitempty"` // "K=V", over the image's; "K" takes the image's away
 	WorkingDir string   `json:"workingDir,omitempty"`
 	Mounts     []Mount  `json:"mounts,omitempty"`
 	Devices    []Device `json:"devices,omitempty"`
 	// LogPath is the CRI-format log file, relative to the pod's LogDir. Empty: no log.
-	LogPath     string    `json:"logPath,omitempty"`
-	LogMaxBytes int64     `json:"logMaxBytes,omitempty"` // rotate at this size; 0: the owner rotates
-	LogMaxFiles int       `json:"logMaxFiles,omitempty"`
-	TTY         bool      `json:"tty,omitempty"`
-	ConsoleSize [2]uint   `json:"consoleSize,omitzero"` // columns, rows of the terminal at first
-	Stdin       bool      `json:"stdin,omitempty"`
-	StdinOnce   bool      `json:"stdinOnce,omitempty"`
-	StopSignal  string    `json:"stopSignal,omitempty"` // empty: the image's, else SIGTERM
-	Resources   Resources `json:"resources,omitzero"`
-	Rlimits     []Rlimit  `json:"rlimits,omitempty"`
-	Security    Security  `json:"security,omitzero"`
+	LogPath     string  `json:"logPath,omitempty"`
+	LogMaxBytes int64   `json:"logMaxBytes,omitempty"` // rotate at this size; 0: the owner rotates
+	LogMaxFiles int     `json:"logMaxFiles,omitempty"`
+	TTY         bool    `json:"tty,omitempty"`
+	ConsoleSize [2]uint `json:"consoleSize,omitzero"` // columns, rows of the terminal at first
+	Stdin       bool    `json:"stdin,omitempty"`
+	StdinOnce   bool    `json:"stdinOnce,omitempty"`
+	StopSignal  string  `json:"stopSignal,omitempty"` // empty: the image's, else SIGTERM
+	// StopGrace is how long StopAll waits after the stop signal: nil is
+	// DefaultStopGrace, less than 0 as long as StopAll may.
+	StopGrace *time.Duration `json:"stopGrace,omitempty"`
+	Resources Resources      `json:"resources,omitzero"`
+	Rlimits   []Rlimit       `json:"rlimits,omitempty"`
+	Security  Security       `json:"security,omitzero"`
 	// PID overrides the pod's mode; PIDTarget is the container whose PID
 	// namespace to join (kubectl debug --target).
 	PID       NamespaceMode `json:"pid,omitempty"`

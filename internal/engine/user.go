@@ -1,13 +1,15 @@
 package engine
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"io"
-	"io/fs"
-	"os"
 	"strings"
 
+	"github.com/cyphar/filepath-securejoin/pathrs-lite"
 	"github.com/moby/sys/user"
+	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/fault"
 )
@@ -20,24 +22,17 @@ type resolvedUser struct {
 }
 
 // resolveUser looks spec ("user", "uid", "user:group", …; empty is root) up in
-// the /etc/passwd and /etc/group of the mounted root. The files are opened
+// the /etc/passwd and /etc/group of the mounted root. The files are looked for
 // below the root only: an image may make them links to the host's.
 func resolveUser(rootfs, spec string, extra []uint32, strict bool) (resolvedUser, error) {
-	root, err := os.OpenRoot(rootfs)
+	passwd, err := readUserFile(rootfs, "etc/passwd")
 	if err != nil {
 		return resolvedUser{}, err
 	}
-	defer root.Close()
-	passwd, err := openIfRegular(root, "etc/passwd")
+	group, err := readUserFile(rootfs, "etc/group")
 	if err != nil {
 		return resolvedUser{}, err
 	}
-	defer passwd.Close()
-	group, err := openIfRegular(root, "etc/group")
-	if err != nil {
-		return resolvedUser{}, err
-	}
-	defer group.Close()
 	u, err := user.GetExecUser(spec, &user.ExecUser{Home: "/"}, passwd, group)
 	if err != nil {
 		return resolvedUser{}, fault.New(fault.Invalid, "user %q: %w", spec, err).
@@ -64,20 +59,36 @@ func resolveUser(rootfs, spec string, extra []uint32, strict bool) (resolvedUser
 	return out, nil
 }
 
-// openIfRegular opens a file of the root, or nothing where there is none or a
-// link leads out of the root.
-func openIfRegular(root *os.Root, name string) (io.ReadCloser, error) {
-	f, err := root.Open(name)
+// maxUserFile bounds what is read of an image's list of users.
+const maxUserFile = 16 << 20
+
+// readUserFile returns a file's content, found by name below the root as the
+// container finds it; nothing where there is no regular file. The container may
+// put anything in its place at any moment: a pipe that has no writer would be
+// waited for, a device would do what it does when opened.
+func readUserFile(rootfs, name string) (io.Reader, error) {
+	found, err := pathrs.OpenInRoot(rootfs, name) // opens the path, not yet the file
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
+		return strings.NewReader(""), nil
+	case err != nil:
+		return nil, fmt.Errorf("find the image's %s: %w", name, err)
+	}
+	defer found.Close()
+	if st, err := found.Stat(); err != nil || !st.Mode().IsRegular() {
+		return strings.NewReader(""), err
+	}
+	f, err := pathrs.Reopen(found, unix.O_RDONLY|unix.O_NONBLOCK)
 	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), "escapes") {
-			return io.NopCloser(strings.NewReader("")), nil
-		}
-		return nil, err
+		return nil, fmt.Errorf("open the image's %s: %w", name, err)
 	}
-	st, err := f.Stat()
-	if err != nil || !st.Mode().IsRegular() {
-		f.Close()
-		return io.NopCloser(strings.NewReader("")), err
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxUserFile+1))
+	if err == nil && len(data) > maxUserFile {
+		err = fault.New(fault.Invalid, "it has more than %d bytes", maxUserFile)
 	}
-	return f, nil
+	if err != nil {
+		return nil, fmt.Errorf("read the image's %s: %w", name, err)
+	}
+	return bytes.NewReader(data), nil
 }

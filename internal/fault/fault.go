@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"syscall"
 )
 
 // Kind says what sort of failure an error is.
@@ -79,9 +80,16 @@ func (e *Error) Hint(format string, args ...any) *Error {
 	return &c
 }
 
-// KindOf returns the kind of the outermost *Error in err's chain, Internal if
-// there is none.
+// full reports whether err comes of a full disk. That is the reason then,
+// whatever the layers above make of it.
+func full(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
+
+// KindOf returns the kind of the outermost *Error in err's chain, Unavailable
+// if the disk is full, else Internal if there is none.
 func KindOf(err error) Kind {
+	if full(err) {
+		return Unavailable
+	}
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e.kind
 	}
@@ -91,8 +99,12 @@ func KindOf(err error) Kind {
 // Is reports whether err is of the given kind.
 func Is(err error, kind Kind) bool { return err != nil && KindOf(err) == kind }
 
-// HintOf returns the first hint in err's chain, or "".
+// HintOf returns the first hint in err's chain, or "". Where the system says
+// that no room is left, that is the next step, whatever failed for it.
 func HintOf(err error) string {
+	if full(err) {
+		return "is the disk full? `df` and `ferry doctor` tell; make room, or set dataDir in the configuration"
+	}
 	for err != nil {
 		e, ok := errors.AsType[*Error](err)
 		if !ok {

@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
+	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -40,6 +43,10 @@ func TestKindHintAndMappings(t *testing.T) {
 				t.Errorf("HTTPStatus = %d, want %d", got, tt.status)
 			}
 		})
+	}
+	full := New(Invalid, "load: %w", &fs.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}).Hint("the file must be an archive")
+	if got := HintOf(fmt.Errorf("run: %w", full)); !strings.Contains(got, "disk full") {
+		t.Errorf("HintOf a full disk = %q", got)
 	}
 	if !errors.Is(base, io.EOF) {
 		t.Error("the wrapped error is lost")

@@ -124,7 +124,7 @@ func (c *Cluster) listenAPI() (net.Listener, error) {
 	return newMultiListener(list), nil
 }
 
-// readyTime is how long the API server gets until it is ready.
+// readyTime is how long the API server gets until it is ready, and then the node.
 const readyTime = 2 * time.Minute
 
 // waitReadyz waits until the API server says that it is ready.

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -21,9 +22,8 @@ import (
 // dnsServer is CoreDNS.
 type dnsServer struct{ *caddy.Instance }
 
-func (d *dnsServer) stop() {
-	d.ShutdownCallbacks()
-	d.Stop()
+func (d *dnsServer) stop() error {
+	return errors.Join(append(d.ShutdownCallbacks(), d.Stop())...)
 }
 
 // dnsRole is what CoreDNS reads, as its own deployment is allowed to.
@@ -32,9 +32,7 @@ const dnsRole = "ferry:coredns"
 // startDNS starts CoreDNS on the bridge's address, where pods ask it, and names
 // it as the Service kube-dns.
 func (c *Cluster) startDNS(ctx, _ context.Context) error {
-	if err := c.ensureDNSObjects(ctx); err != nil {
-		return err
-	}
+	c.Keep(ctx, "objects of cluster DNS", c.ensureDNSObjects)
 	kubeconfig, err := c.writeKubeconfig(naming)
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	kubecontainer "k8s.io/kubernetes/pkg/kubelet/container"
 	"k8s.io/kubernetes/pkg/kubelet/pleg"
 	"k8s.io/kubernetes/pkg/kubelet/volumemanager"
+	volumeutil "k8s.io/kubernetes/pkg/volume/util"
 	volumetypes "k8s.io/kubernetes/pkg/volume/util/types"
 )
 
@@ -55,9 +56,14 @@ func (c *Cluster) hook(run context.Context, k *kubelet.Kubelet) error {
 	if events == nil {
 		return fmt.Errorf("kubelet: the pod lifecycle event generator is of another type")
 	}
+	relist := func(uid types.UID) { events.RequestRelist(klog.FromContext(run), uid) }
+	if err := replace(root, func(c kubecontainer.ROCache) kubecontainer.ROCache { return promptCache{c, relist} },
+		"podWorkers", "podCache"); err != nil {
+		return err
+	}
 	c.parts.Go(func() {
 		for uid := range c.opt.PodChanged(run) {
-			events.RequestRelist(klog.FromContext(run), types.UID(uid))
+			relist(types.UID(uid))
 		}
 	})
 	return nil
@@ -93,6 +99,20 @@ type quietHelper struct{ kubecontainer.RuntimeHelper }
 // OnPodSandboxReady implements kubecontainer.RuntimeHelper.
 func (quietHelper) OnPodSandboxReady(context.Context, *v1.Pod) error { return nil }
 
+// promptCache asks for a look at the pod that somebody waits for a newer status
+// of: the pod's worker does between terminating and terminated, twice, and would
+// wait for the next look at all pods, a second apart.
+type promptCache struct {
+	kubecontainer.ROCache
+	relist func(types.UID)
+}
+
+// GetNewerThan implements kubecontainer.ROCache.
+func (p promptCache) GetNewerThan(id types.UID, minTime time.Time) (*kubecontainer.PodStatus, error) {
+	p.relist(id)
+	return p.ROCache.GetNewerThan(id, minTime)
+}
+
 // quickVolumes looks every few milliseconds whether a pod's volumes are
 // mounted, before it leaves the waiting, and all errors, to the kubelet's own.
 type quickVolumes struct{ volumemanager.VolumeManager }
@@ -102,8 +122,11 @@ const patience = 2 * time.Second
 
 // WaitForAttachAndMount implements volumemanager.VolumeManager.
 func (q *quickVolumes) WaitForAttachAndMount(ctx context.Context, pod *v1.Pod) error {
+	// A volume that no container mounts is not mounted either.
+	mounts, devices, _ := volumeutil.GetPodVolumeNames(pod, false)
+	expected := len(mounts.Union(devices))
 	q.watch(ctx, func() bool {
-		return len(q.GetMountedVolumesForPod(volumetypes.UniquePodName(pod.UID))) >= len(pod.Spec.Volumes)
+		return len(q.GetMountedVolumesForPod(volumetypes.UniquePodName(pod.UID))) >= expected
 	})
 	return q.VolumeManager.WaitForAttachAndMount(ctx, pod)
 }

@@ -22,6 +22,7 @@ import (
 
 	clientset "k8s.io/client-go/kubernetes"
 	internalapi "k8s.io/cri-api/pkg/apis"
+	"k8s.io/kubernetes/pkg/kubelet"
 
 	"github.com/ferryos/ferry/internal/fault"
 )
@@ -60,9 +61,11 @@ type Cluster struct {
 
 	cancel   context.CancelFunc
 	parts    sync.WaitGroup
-	failed   chan error // the first part that ended by itself
+	stopping chan struct{} // closed by Stop
+	failed   chan error    // the first part that ended by itself
 	etcd     *etcdServer
 	dns      *dnsServer
+	kubelet  *kubelet.Kubelet
 	started  time.Time
 	tunables tunables
 }
@@ -72,7 +75,7 @@ func New(opt Options) *Cluster {
 	if opt.Progress == nil {
 		opt.Progress = func(string, time.Duration) {}
 	}
-	return &Cluster{opt: opt, failed: make(chan error, 16), tunables: tunables{file: filepath.Join(opt.DataDir, "tunables.json")}}
+	return &Cluster{opt: opt, stopping: make(chan struct{}), failed: make(chan error, 16), tunables: tunables{file: filepath.Join(opt.DataDir, "tunables.json")}}
 }
 
 // Name implements lifecycle.Component.
@@ -125,17 +128,23 @@ func (c *Cluster) Stop(ctx context.Context) error {
 	if c.cancel == nil {
 		return nil
 	}
-	if c.dns != nil {
-		c.dns.stop()
-	}
+	close(c.stopping)
 	c.cancel()
 	done := make(chan struct{})
-	go func() { c.parts.Wait(); close(done) }()
+	go func() {
+		defer close(done)
+		if c.dns != nil {
+			if err := c.dns.stop(); err != nil {
+				c.opt.Log.Error("stop cluster DNS", "error", err)
+			}
+		}
+		c.parts.Wait()
+	}()
 	var err error
 	select {
 	case <-done:
 	case <-ctx.Done():
-		err = fmt.Errorf("kubernetes did not end: %w", ctx.Err())
+		err = errors.Join(err, fmt.Errorf("kubernetes did not end: %w", ctx.Err()))
 	case <-time.After(stopTime):
 		// The kubelet's loops end with the process; nothing is lost by not waiting for them.
 		c.opt.Log.Info("left kubernetes' last loops to the end of the process")
@@ -147,8 +156,9 @@ func (c *Cluster) Stop(ctx context.Context) error {
 	return errors.Join(err, c.tunables.restore())
 }
 
-// stopTime is how long the parts get to end.
-const stopTime = 2 * time.Second
+// stopTime is how long the parts get to end: calls under way are answered. Watches, which the
+// API server and the kubelet hold to each other, would keep them for a minute.
+const stopTime = 200 * time.Millisecond
 
 // Failed receives the error of a part that ended by itself.
 func (c *Cluster) Failed() <-chan error { return c.failed }
@@ -158,6 +168,7 @@ func (c *Cluster) goRun(run context.Context, name string, f func(context.Context
 	c.parts.Go(func() {
 		err := f(run)
 		if run.Err() != nil {
+			c.opt.Log.Debug("part of kubernetes stopped", "part", name)
 			return
 		}
 		if err == nil {

@@ -3,6 +3,8 @@ package kube
 import (
 	"context"
 	"fmt"
+	"net"
+	"strconv"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -39,6 +41,7 @@ func (c *Cluster) kubeletServer() (*options.KubeletServer, error) {
 	k := &s.KubeletConfiguration
 	k.PodLogsDir, k.VolumePluginDir = c.dir("pod-logs"), c.dir("volume-plugins")
 	k.Address, k.Port, k.HealthzPort, k.EnableServer = c.opt.Gateway.String(), int32(c.opt.KubeletPort), 0, true
+	k.ReadOnlyPort = 0 // upstream's default without a file, 10255, shows all pods to everybody who reaches the bridge
 	k.TLSCertFile, k.TLSPrivateKeyFile = p("kubelet.crt"), p("kubelet.key")
 	k.Authentication.X509.ClientCAFile, k.Authentication.Anonymous.Enabled, k.Authentication.Webhook.Enabled = p("ca.crt"), false, true
 	k.Authorization.Mode = kubeletconfig.KubeletAuthorizationModeWebhook
@@ -64,6 +67,15 @@ func (c *Cluster) startKubelet(_, run context.Context) error {
 	if err != nil {
 		return err
 	}
+	// Tried first: where it cannot listen, the kubelet ends the process.
+	l, err := listen(net.JoinHostPort(c.opt.Gateway.String(), strconv.Itoa(c.opt.KubeletPort)), "api.kubeletPort")
+	if err != nil {
+		return err
+	}
+	if err := l.Close(); err != nil {
+		return err
+	}
+	kubelet.ContainerLogsDir = c.dir("container-links") // links for log collectors, by default in /var/log
 	ctx := run
 	deps, err := kubeletapp.UnsecuredDependencies(ctx, s, utilfeature.DefaultFeatureGate)
 	if err != nil {
@@ -94,7 +106,7 @@ func (c *Cluster) startKubelet(_, run context.Context) error {
 		return err
 	}
 	var hooked error
-	deps.Options = append(deps.Options, func(k *kubelet.Kubelet) { hooked = c.hook(run, k) })
+	deps.Options = append(deps.Options, func(k *kubelet.Kubelet) { c.kubelet, hooked = k, c.hook(run, k) })
 	if err := c.tunables.record(); err != nil {
 		return err
 	}

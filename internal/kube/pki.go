@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -119,7 +118,11 @@ func (k *keys) key(name string) (crypto.Signer, error) {
 		if err != nil {
 			return nil, err
 		}
-		return key, k.write(name, keyPEM(key))
+		encoded, err := keyPEM(key)
+		if err != nil {
+			return nil, err
+		}
+		return key, k.write(name, encoded)
 	}
 	if err != nil {
 		return nil, err
@@ -135,19 +138,25 @@ func (k *keys) key(name string) (crypto.Signer, error) {
 	return key, nil
 }
 
-func keyPEM(key *ecdsa.PrivateKey) []byte {
+func keyPEM(key *ecdsa.PrivateKey) ([]byte, error) {
 	der, err := x509.MarshalECPrivateKey(key)
 	if err != nil {
-		panic(err) // cannot be: the curve is known
+		return nil, err
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})
+	return pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), nil
 }
 
 // write replaces a file as a whole.
 func (k *keys) write(name string, data []byte) error { return writeSecret(k.path(name), data) }
 
 func writeSecret(path string, data []byte) error {
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	// A power cut must not leave an empty key under the name.
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
 	return os.Rename(path+".new", path)
@@ -161,7 +170,7 @@ func (k *keys) loadAuthority() error {
 	k.caKey = key
 	k.caPEM, err = os.ReadFile(k.path("ca.crt"))
 	if errors.Is(err, fs.ErrNotExist) {
-		template := &x509.Certificate{SerialNumber: serial(), Subject: pkix.Name{CommonName: "ferry-ca"},
+		template := &x509.Certificate{Subject: pkix.Name{CommonName: "ferry-ca"},
 			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(authorityTime),
 			KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature, BasicConstraintsValid: true, IsCA: true}
 		der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
@@ -183,27 +192,23 @@ func (k *keys) loadAuthority() error {
 	return err
 }
 
-func serial() *big.Int {
-	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
-	if err != nil {
-		panic(err) // crypto/rand does not fail
-	}
-	return n
-}
-
 // issue makes a key and a certificate and writes them as name.key and name.crt.
 func (k *keys) issue(name string, template *x509.Certificate) (certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return certificate{}, err
 	}
-	template.SerialNumber, template.NotBefore, template.NotAfter = serial(), time.Now().Add(-time.Hour), time.Now().Add(certificateTime)
+	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(certificateTime)
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	der, err := x509.CreateCertificate(rand.Reader, template, k.ca, key.Public(), k.caKey)
 	if err != nil {
 		return certificate{}, err
 	}
-	c := certificate{cert: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), key: keyPEM(key)}
+	encoded, err := keyPEM(key)
+	if err != nil {
+		return certificate{}, err
+	}
+	c := certificate{cert: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), key: encoded}
 	return c, errors.Join(k.write(name+".crt", c.cert), k.write(name+".key", c.key))
 }
 

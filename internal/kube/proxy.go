@@ -52,6 +52,6 @@ nodePortAddresses: [primary]
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 nftables: {minSyncPeriod: 50ms, syncPeriod: 30s}
 healthzBindAddress: ""
-metricsBindAddress: "127.0.0.1:%d"
-`, kubeconfig, c.opt.NodeName, c.opt.PodCIDR, c.opt.KubeletPort-1)
+metricsBindAddress: ""
+`, kubeconfig, c.opt.NodeName, c.opt.PodCIDR)
 }

@@ -12,10 +12,12 @@ import (
 )
 
 // WaitReady waits until pods can be run: the kubelet of this start has reported
-// the node as ready, nothing keeps pods off it and the default service account
-// exists.
+// the node as ready and knows the pods of earlier ones, nothing keeps pods off
+// the node and the default service account exists.
 func (c *Cluster) WaitReady(ctx context.Context) error {
 	last := "nothing was heard of the node"
+	ctx, cancel := context.WithTimeout(ctx, readyTime)
+	defer cancel()
 	for {
 		why, err := c.notReady(ctx)
 		if err == nil && why == "" {
@@ -29,7 +31,7 @@ func (c *Cluster) WaitReady(ctx context.Context) error {
 		case err := <-c.failed:
 			return err
 		case <-ctx.Done():
-			return fault.New(fault.Unavailable, "the node is not ready: %s", last).Hint("the log tells more; see `ferry doctor`")
+			return fault.New(fault.Unavailable, "the node is not ready after %v: %s", readyTime, last).Hint("the log tells more; see `ferry doctor`")
 		}
 	}
 }
@@ -52,14 +54,31 @@ func (c *Cluster) notReady(ctx context.Context) (string, error) {
 			return cond.Message, nil
 		}
 		for _, taint := range node.Spec.Taints {
-			if taint.Effect == v1.TaintEffectNoSchedule {
+			// Others are its owner's wish (kubectl cordon), or pressure that may last: no reason to wait.
+			if taint.Key == v1.TaintNodeNotReady {
 				return fmt.Sprintf("it has the taint %s", taint.Key), nil
 			}
 		}
 		if _, err := c.client.CoreV1().ServiceAccounts(metav1.NamespaceDefault).Get(ctx, "default", metav1.GetOptions{ResourceVersion: "0"}); err != nil {
 			return "the default service account does not exist yet", nil
 		}
-		return "", nil
+		return c.unknownPod(ctx)
 	}
 	return "it has no Ready condition", nil
+}
+
+// unknownPod names a pod of this node of which the kubelet has not heard yet
+// since it started: until then it would deny it to `kubectl exec`.
+func (c *Cluster) unknownPod(ctx context.Context) (string, error) {
+	pods, err := c.client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{
+		FieldSelector: "spec.nodeName=" + c.opt.NodeName, ResourceVersion: "0"})
+	if err != nil {
+		return "", err
+	}
+	for _, p := range pods.Items {
+		if _, known := c.kubelet.GetPodByName(p.Namespace, p.Name); !known {
+			return fmt.Sprintf("the kubelet has not heard of pod %s/%s yet", p.Namespace, p.Name), nil
+		}
+	}
+	return "", nil
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +13,7 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+	pluginapi "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
 )
 
 // Change is something of the machine that the cluster changed.
@@ -29,6 +32,9 @@ func Changes(opt Options) []Change {
 			out = append(out, Change{"sysctl", strings.ReplaceAll(name, "/", ".")})
 		}
 	}
+	if _, err := os.Stat(deviceSocket); err == nil {
+		out = append(out, Change{"file", deviceSocket})
+	}
 	return out
 }
 
@@ -40,8 +46,34 @@ func Teardown(ctx context.Context, opt Options) error {
 	if opt.KubeProxy {
 		errs = append(errs, removeProxyTables(ctx))
 	}
+	errs = append(errs, removeDeviceSocket())
 	errs = append(errs, tunables{file: filepath.Join(opt.DataDir, "tunables.json")}.restore())
 	return errors.Join(errs...)
+}
+
+// deviceSocket is where the kubelet awaits device plugins: the one path of it
+// that no setting moves.
+const deviceSocket = pluginapi.KubeletSocket
+
+// removeDeviceSocket removes the kubelet's socket, unless somebody else's
+// kubelet answers there, and the directories if they are empty then.
+func removeDeviceSocket() error {
+	conn, err := net.Dial("unix", deviceSocket)
+	if err == nil {
+		return conn.Close()
+	}
+	if err := os.Remove(deviceSocket); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	for _, dir := range []string{"/var/lib/kubelet/device-plugins", "/var/lib/kubelet"} {
+		if os.Remove(dir) != nil {
+			return nil // in use
+		}
+	}
+	return nil
 }
 
 // unmountBelow unmounts everything at and below dir, the deepest first. The

@@ -31,6 +31,7 @@ import (
 	_ "github.com/distribution/distribution/v3/registry/storage/driver/filesystem" // the one driver that is linked in
 
 	"github.com/ferryos/ferry/internal/fault"
+	"github.com/ferryos/ferry/internal/lifecycle"
 )
 
 // username is that of the generated credential.
@@ -72,7 +73,7 @@ func (r *Registry) Start(ctx context.Context) error {
 		return err
 	}
 	r.http = &http.Server{Handler: r.guard(handlers.NewApp(run, config)), ReadHeaderTimeout: 30 * time.Second,
-		ErrorLog: slog.NewLogLogger(r.opt.Log.Handler(), slog.LevelDebug)}
+		ConnState: lifecycle.CountConns(&r.served), ErrorLog: slog.NewLogLogger(r.opt.Log.Handler(), slog.LevelDebug)}
 	var listeners []net.Listener
 	for _, host := range []string{"127.0.0.1", r.opt.Gateway.String()} {
 		addr := net.JoinHostPort(host, strconv.Itoa(r.opt.Port))
@@ -96,11 +97,9 @@ func (r *Registry) Start(ctx context.Context) error {
 	return nil
 }
 
-// Stop ends the requests under way within ctx.
+// Stop ends all requests, pushes under way too.
 func (r *Registry) Stop(ctx context.Context) error {
-	err := r.http.Shutdown(ctx)
-	r.served.Wait()
-	return err
+	return lifecycle.StopHTTP(ctx, r.http, &r.served)
 }
 
 func (r *Registry) configuration() (*configuration.Configuration, error) {
@@ -132,7 +131,7 @@ func (r *Registry) guard(next http.Handler) http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(http.StatusUnauthorized)
 		// The error format of the OCI distribution specification.
-		json.NewEncoder(w).Encode(map[string]any{"errors": []map[string]string{{
+		_ = json.NewEncoder(w).Encode(map[string]any{"errors": []map[string]string{{
 			"code": "UNAUTHORIZED", "message": "pushing needs the registry's credential"}}})
 	})
 }
@@ -174,10 +173,10 @@ func (r *Registry) Hosts() []string {
 func (r *Registry) Credential() (user, password string) { return username, r.password }
 
 // DockerConfig is the credential as Docker's config.json, the content of a
-// Secret of type kubernetes.io/dockerconfigjson.
-func (r *Registry) DockerConfig() ([]byte, error) {
+// Secret of type kubernetes.io/dockerconfigjson, for Hosts and further ones.
+func (r *Registry) DockerConfig(further ...string) ([]byte, error) {
 	auths := map[string]map[string]string{}
-	for _, host := range r.Hosts() {
+	for _, host := range append(r.Hosts(), further...) {
 		auths[host] = map[string]string{"username": username, "password": r.password,
 			"auth": base64.StdEncoding.EncodeToString([]byte(username + ":" + r.password))}
 	}

@@ -1,8 +1,11 @@
 package registry
 
 import (
+	"bufio"
 	"bytes"
+	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -10,8 +13,10 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ferryos/ferry/internal/fault"
 )
@@ -23,6 +28,13 @@ func start(t *testing.T, root string, port int) *Registry {
 		t.Fatal(err)
 	}
 	return r
+}
+
+func stop(t *testing.T, r *Registry) {
+	t.Helper()
+	if err := r.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
 }
 
 func freePort(t *testing.T) int {
@@ -85,11 +97,9 @@ func TestPushAsksForTheCredentialAndAnybodyPulls(t *testing.T) {
 	if res, text := do(t, "PUT", base+"/manifests/v1", password, kind, manifest); res.StatusCode != 201 {
 		t.Fatalf("manifest: %d %s", res.StatusCode, text)
 	}
-	if err := r.Stop(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	stop(t, r)
 	again := start(t, root, port)
-	defer again.Stop(t.Context())
+	defer stop(t, again)
 	if _, now := again.Credential(); now != password {
 		t.Error("the credential changed with a restart")
 	}
@@ -102,7 +112,7 @@ func TestPushAsksForTheCredentialAndAnybodyPulls(t *testing.T) {
 func TestPortTakenAndDockerConfig(t *testing.T) {
 	port := freePort(t)
 	r := start(t, t.TempDir(), port)
-	defer r.Stop(t.Context())
+	defer stop(t, r)
 	other := New(Options{Root: t.TempDir(), Gateway: netip.MustParseAddr("127.0.0.2"), Port: port, Log: slog.New(slog.DiscardHandler)})
 	if err := other.Start(t.Context()); !fault.Is(err, fault.Unavailable) || fault.HintOf(err) == "" {
 		t.Errorf("second start: %v", err)
@@ -116,5 +126,30 @@ func TestPortTakenAndDockerConfig(t *testing.T) {
 	}
 	if err := json.Unmarshal(data, &config); err != nil || config.Auths[fmt.Sprintf("127.0.0.2:%d", port)].Password != r.password {
 		t.Errorf("docker config: %s, %v", data, err)
+	}
+}
+
+// TestStopDoesNotWaitForAPush stops the registry while a client has sent half a
+// blob and neither sends more nor goes away.
+func TestStopDoesNotWaitForAPush(t *testing.T) {
+	port := freePort(t)
+	r := start(t, t.TempDir(), port)
+	_, password := r.Credential()
+	res, _ := do(t, "POST", fmt.Sprintf("http://127.0.0.1:%d/v2/models/digits/blobs/uploads/", port), password, "", nil)
+	conn, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	// The server asks for the body when the handler reads it.
+	fmt.Fprintf(conn, "PATCH %s HTTP/1.1\r\nHost: ferry\r\nAuthorization: Basic %s\r\nContent-Length: 1000\r\nExpect: 100-continue\r\n\r\n",
+		res.Header.Get("Location"), base64.StdEncoding.EncodeToString([]byte(username+":"+password)))
+	if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || !strings.Contains(line, "100 Continue") {
+		t.Fatalf("%q, %v", line, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := r.Stop(ctx); err != nil {
+		t.Errorf("stop: %v", err)
 	}
 }

@@ -2,7 +2,6 @@ package term
 
 import (
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -57,7 +56,7 @@ func (p *Progress) draw() {
 	if !p.t.errTTY {
 		return
 	}
-	io.WriteString(p.t.Err, "\r\x1b[2K")
+	fmt.Fprint(p.t.Err, "\r\x1b[2K")
 	if len(p.running) > 0 {
 		fmt.Fprintf(p.t.Err, "%s %s", p.t.PaintErr(Yellow, frames[p.frame%len(frames)]), strings.Join(p.running, ", "))
 	}
@@ -72,7 +71,7 @@ func (p *Progress) Start(step string) {
 }
 
 // Done says that a step ended well; detail ("120 ms") may be empty.
-func (p *Progress) Done(step, detail string) { p.end(step, Green, "✓", "started", detail) }
+func (p *Progress) Done(step, detail string) { p.end(step, Green, "✓", "done", detail) }
 
 // Fail says that a step failed.
 func (p *Progress) Fail(step, detail string) { p.end(step, Red, "✗", "failed", detail) }

@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 	"text/tabwriter"
 
 	xterm "golang.org/x/term"
@@ -94,6 +95,30 @@ func (t *Terminal) OutputFile() *os.File {
 	return nil
 }
 
+// Size returns the size of the terminal that standard output is, if it is one.
+func (t *Terminal) Size() (width, height int, ok bool) {
+	f := t.OutputFile()
+	if f == nil {
+		return 0, 0, false
+	}
+	width, height, err := xterm.GetSize(int(f.Fd()))
+	return width, height, err == nil
+}
+
+// Raw makes the terminal on standard input pass every key on untouched, until
+// restore. Without a terminal there both do nothing.
+func (t *Terminal) Raw() (restore func(), err error) {
+	f := t.InputFile()
+	if f == nil {
+		return func() {}, nil
+	}
+	state, err := xterm.MakeRaw(int(f.Fd()))
+	if err != nil {
+		return nil, err
+	}
+	return sync.OnceFunc(func() { _ = xterm.Restore(int(f.Fd()), state) }), nil
+}
+
 // Interactive reports whether progress on standard error may redraw lines.
 func (t *Terminal) Interactive() bool { return t.errTTY }
 
@@ -127,11 +152,11 @@ func (t *Terminal) Rows(header []string, rows [][]string) error {
 	for _, row := range rows {
 		for i, cell := range row {
 			if i > 0 {
-				io.WriteString(w, "\t")
+				fmt.Fprint(w, "\t")
 			}
-			clean.WriteString(w, cell)
+			fmt.Fprint(w, clean.Replace(cell))
 		}
-		io.WriteString(w, "\n")
+		fmt.Fprintln(w)
 	}
 	return w.Flush()
 }

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/fault"
 )
@@ -62,7 +64,7 @@ func TestProgressPlain(t *testing.T) {
 	p.Done("etcd", "12 ms")
 	p.Fail("images", "")
 	p.Close()
-	if diff := cmp.Diff("etcd: started (12 ms)\nimages: failed\n", errs.String()); diff != "" {
+	if diff := cmp.Diff("etcd: done (12 ms)\nimages: failed\n", errs.String()); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -70,5 +72,51 @@ func TestProgressPlain(t *testing.T) {
 func TestParseFormat(t *testing.T) {
 	if _, err := ParseFormat("xml"); !fault.Is(err, fault.Invalid) || fault.HintOf(err) == "" {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestRawAndSize(t *testing.T) {
+	none, _, _ := newTest()
+	restore, err := none.Raw()
+	if err != nil {
+		t.Fatal(err)
+	}
+	restore()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Skip("no pseudo-terminals here: ", err)
+	}
+	defer master.Close()
+	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tty, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skip("no pseudo-terminals here: ", err)
+	}
+	defer tty.Close()
+	if err := unix.IoctlSetWinsize(int(tty.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 80}); err != nil {
+		t.Fatal(err)
+	}
+	terminal := New(tty, tty, tty, os.Getenv)
+	if w, h, ok := terminal.Size(); w != 80 || h != 24 || !ok {
+		t.Errorf("Size = %d, %d, %v", w, h, ok)
+	}
+	echoes := func() bool {
+		state, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return state.Lflag&unix.ECHO != 0
+	}
+	if restore, err = terminal.Raw(); err != nil || echoes() {
+		t.Errorf("Raw = %v, echo %v", err, echoes())
+	}
+	if restore(); !echoes() {
+		t.Error("the terminal stays raw")
 	}
 }

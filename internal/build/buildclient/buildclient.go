@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/distribution/reference"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/util/progress/progressui"
 	"github.com/tonistiigi/fsutil"
@@ -99,6 +100,11 @@ func (o *Options) check() (dockerfile string, err error) {
 	}
 	if _, err := os.Stat(dockerfile); err != nil {
 		return "", fault.New(fault.NotFound, "Dockerfile: %w", err).Hint("write one, or name it with -f FILE")
+	}
+	for _, tag := range o.Tags {
+		if _, err := reference.ParseNormalizedNamed(tag); err != nil {
+			return "", fault.New(fault.Invalid, "name %q: %w", tag, err).Hint("write it as NAME:TAG in lower case, for example app:v1")
+		}
 	}
 	return dockerfile, nil
 }

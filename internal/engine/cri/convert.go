@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -26,6 +27,10 @@ func containerSpec(c *runtimeapi.ContainerConfig) (engine.ContainerSpec, error) 
 		Command: c.Command, Args: c.Args, WorkingDir: c.WorkingDir, LogPath: c.LogPath, TTY: c.Tty, Stdin: c.Stdin, StdinOnce: c.StdinOnce,
 	}
 	spec.StopSignal = signalName(c.StopSignal)
+	if seconds, err := strconv.ParseInt(c.Annotations[gracePeriod], 10, 32); err == nil {
+		grace := time.Duration(seconds) * time.Second
+		spec.StopGrace = &grace
+	}
 	for _, kv := range c.Envs {
 		spec.Env = append(spec.Env, kv.Key+"="+string(kv.Value))
 	}
@@ -56,6 +61,10 @@ func containerSpec(c *runtimeapi.ContainerConfig) (engine.ContainerSpec, error) 
 	}
 	return spec, nil
 }
+
+// gracePeriod is the annotation in which the kubelet keeps the pod's
+// terminationGracePeriodSeconds, as it does for itself after a restart.
+const gracePeriod = "io.kubernetes.pod.terminationGracePeriod"
 
 // signalName is the signal's name as in signal(7); "" is the image's, or the default.
 func signalName(s runtimeapi.Signal) string {

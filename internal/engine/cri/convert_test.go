@@ -279,3 +279,14 @@ func TestTablesOfProc(t *testing.T) {
 		t.Errorf("counters: %v", i)
 	}
 }
+
+func TestStopGrace(t *testing.T) {
+	thirty := 30 * time.Second
+	for annotation, want := range map[string]*time.Duration{"30": &thirty, "": nil, "soon": nil} {
+		spec, err := containerSpec(&runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: "c"},
+			Image: &runtimeapi.ImageSpec{Image: "i"}, Annotations: map[string]string{gracePeriod: annotation}})
+		if err != nil || !cmp.Equal(spec.StopGrace, want) {
+			t.Errorf("%q: %v, %v", annotation, spec.StopGrace, err)
+		}
+	}
+}

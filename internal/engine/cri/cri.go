@@ -85,7 +85,7 @@ func (n *names) hold(name string, exists func() bool) (release func(), err error
 func New(opt Options) *Service { return &Service{opt: opt} }
 
 // Name implements lifecycle.Component.
-func (s *Service) Name() string { return "container runtime interface" }
+func (s *Service) Name() string { return "runtime interface" }
 
 // Start starts the streaming server.
 func (s *Service) Start(context.Context) error {

@@ -2,6 +2,7 @@ package cri_test
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"os"
@@ -65,7 +66,7 @@ func TestSameByCallAndSocket(t *testing.T) {
 	m, service := newService(t)
 	path := filepath.Join(m.Dir(), "cri.sock")
 	start(t, cri.NewSocket(service, path, slog.New(slog.NewTextHandler(t.Output(), nil))))
-	remote, err := criclient.NewRemoteRuntimeService(t.Context(), "unix://"+path, 10*time.Second, nil, false)
+	remote, err := criclient.NewRemoteRuntimeServiceBuilder().WithEndpoint("unix://" + path).WithConnectionTimeout(10 * time.Second).Build(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,5 +239,7 @@ func TestEvents(t *testing.T) {
 		}
 	}
 	cancel()
-	<-done
+	if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
 }

@@ -6,6 +6,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/ferryos/ferry/internal/engine"
+	"github.com/ferryos/ferry/internal/fault"
 )
 
 // GetContainerEvents sends every container's and pod's changes until ctx ends.
@@ -23,7 +24,8 @@ func (s *Service) GetContainerEvents(ctx context.Context, out chan *runtimeapi.C
 	})
 }
 
-// sendEvents translates events until they end.
+// sendEvents translates events until they end, which is an error: after
+// missing some, the caller must begin again.
 func (s *Service) sendEvents(ctx context.Context, events <-chan engine.Event, send func(*runtimeapi.ContainerEventResponse) error) error {
 	for ev := range events {
 		if r := s.event(ctx, ev); r != nil {
@@ -32,7 +34,10 @@ func (s *Service) sendEvents(ctx context.Context, events <-chan engine.Event, se
 			}
 		}
 	}
-	return ctx.Err()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return asStatus(fault.New(fault.Unavailable, "events were read too slowly and some are lost"))
 }
 
 var eventTypes = map[engine.EventType]runtimeapi.ContainerEventType{
@@ -68,19 +73,32 @@ func (s *Service) containerStatuses(ctx context.Context, podID string) (out []*r
 }
 
 // PodChanges returns the UID of a pod whenever it or one of its containers has
-// changed. The channel is closed once ctx ends.
+// changed, and those of all pods where changes may have been missed. The
+// channel is closed once ctx ends.
 func (s *Service) PodChanges(ctx context.Context) <-chan string {
 	out := make(chan string)
+	send := func(p engine.Pod) {
+		if p.Spec.Owner != engine.OwnerCRI {
+			return
+		}
+		select {
+		case out <- p.Spec.UID:
+		case <-ctx.Done():
+		}
+	}
 	events := s.opt.Engine.Subscribe(ctx)
 	go func() {
 		defer close(out)
-		for ev := range events {
-			if ev.Pod.Spec.Owner != engine.OwnerCRI {
-				continue
+		for {
+			for ev := range events {
+				send(ev.Pod)
 			}
-			select {
-			case out <- ev.Pod.Spec.UID:
-			case <-ctx.Done():
+			if ctx.Err() != nil {
+				return
+			}
+			events = s.opt.Engine.Subscribe(ctx)
+			for _, p := range s.opt.Engine.Pods(ctx, engine.OwnerCRI) {
+				send(p)
 			}
 		}
 	}()

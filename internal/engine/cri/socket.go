@@ -34,7 +34,7 @@ func NewSocket(service *Service, path string, log *slog.Logger) *Socket {
 }
 
 // Name implements lifecycle.Component.
-func (s *Socket) Name() string { return "container runtime socket" }
+func (s *Socket) Name() string { return "runtime socket" }
 
 // Start listens, in place of a socket that an ended process has left.
 func (s *Socket) Start(context.Context) error {

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -38,48 +39,70 @@ type journal struct {
 	path string
 
 	mu   sync.Mutex // held over the file's writing; a leaf
-	list []Change
+	boot string
+	list []entry
 }
 
+// entry is a change with the boot that it belongs to. All kinds end with it:
+// what a setting is in the next one is somebody else's choice.
+type entry struct {
+	Change
+	Boot string `json:"boot"`
+}
+
+// load reads the changes of this boot.
 func (j *journal) load() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	err := readJSON(j.path, &j.list)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	boot, err := readSysctl("kernel.random.boot_id")
+	if err != nil {
+		return err
+	}
+	var list []entry
+	err = readJSON(j.path, &list)
+	// A file that is no JSON was not on the disk when the machine lost its
+	// power: of an earlier boot as well.
+	if _, torn := errors.AsType[*json.SyntaxError](err); err != nil && !torn && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read the list of changes to this machine: %w", err)
 	}
+	j.boot = boot
+	j.list = slices.DeleteFunc(list, func(e entry) bool { return e.Boot != boot })
 	return nil
 }
 
 func (j *journal) all() []Change {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return slices.Clone(j.list)
+	var all []Change
+	for _, e := range j.list {
+		all = append(all, e.Change)
+	}
+	return all
 }
 
 // record notes a change about to be made. One noted before keeps its old value.
 func (j *journal) record(c Change) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	same := func(o Change) bool { return o.Kind == c.Kind && o.Name == c.Name }
+	same := func(o entry) bool { return o.Kind == c.Kind && o.Name == c.Name }
 	if slices.ContainsFunc(j.list, same) {
 		return nil
 	}
-	return j.write(append(slices.Clone(j.list), c))
+	return j.write(append(slices.Clone(j.list), entry{c, j.boot}))
 }
 
 // forget notes that a change has been undone.
 func (j *journal) forget(kind ChangeKind, name string) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	left := slices.DeleteFunc(slices.Clone(j.list), func(o Change) bool { return o.Kind == kind && o.Name == name })
+	left := slices.DeleteFunc(slices.Clone(j.list), func(o entry) bool { return o.Kind == kind && o.Name == name })
 	if len(left) == len(j.list) {
 		return nil
 	}
 	return j.write(left)
 }
 
-func (j *journal) write(list []Change) error {
+func (j *journal) write(list []entry) error {
 	if err := writeJSON(j.path, list); err != nil {
 		return fmt.Errorf("write the list of changes to this machine: %w", err)
 	}

@@ -27,7 +27,10 @@ const firewallTimeout = 10 * time.Second
 
 // firewall is the network's nftables table, of family ip:
 //
-//	raw          from the bridge to 127.0.0.0/8: drop (route_localnet would let it in)
+//	raw          from the bridge to 127.0.0.0/8: drop (route_localnet would let it in);
+//	             from outside to the containers' or the Services' range: drop. A machine
+//	             beside this one could route both here. Host ports and replies come to
+//	             an address of this machine, which becomes a container's only later
 //	prerouting   host ports: dnat, by address and then for every local address
 //	output       the same for connections from this machine
 //	forward      from the bridge to a Service that no proxy rewrote: reject
@@ -118,6 +121,12 @@ func (f *firewall) addChains(c *nftables.Conn) {
 	filter := nftables.ChainTypeFilter
 	raw := f.chain(c, "raw", filter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
 	f.rule(c, raw, concat(iface(expr.MetaKeyIIFNAME, f.bridge, true), inPrefix(daddrOffset, loopback, true), verdict(expr.VerdictDrop)))
+	for _, r := range []netip.Prefix{f.subnet, f.services} {
+		if r.IsValid() {
+			f.rule(c, raw, concat(iface(expr.MetaKeyIIFNAME, f.bridge, false), iface(expr.MetaKeyIIFNAME, "lo", false),
+				inPrefix(daddrOffset, r, true), verdict(expr.VerdictDrop)))
+		}
+	}
 	if !f.services.IsValid() {
 		return
 	}

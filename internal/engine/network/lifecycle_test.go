@@ -1,6 +1,7 @@
 package network
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -230,9 +231,17 @@ func TestTwoFerrys(t *testing.T) {
 	two.Bridge, two.Subnet = "fytest1", netip.MustParsePrefix("10.215.0.0/24")
 	two.Services = netip.MustParsePrefix("10.216.0.0/24")
 	n, m := start(t, one), restart(t, two)
-	a, b := attach(t, n, "a"), attach(t, m, "a")
+	a, b := attach(t, n, "a"), attach(t, m, "a", PortMapping{HostPort: 8080, ContainerPort: 80})
 	echoTCP(t, b.NetnsPath, ":80", "b")
-	wantTCP(t, a.NetnsPath, b.IP.Addr().String()+":80", "b saw "+m.gateway.String())
+	wantTCP(t, "", b.IP.Addr().String()+":80", "b saw "+m.gateway.String())
+	// To each other they are outside.
+	wantTCP(t, a.NetnsPath, a.Gateway.String()+":8080", "b saw "+m.gateway.String())
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if c, err := n.DialPod(ctx, a.NetnsPath, "tcp", b.IP.Addr().String()+":80"); err == nil {
+		c.Close()
+		t.Error("a container reaches one of the other Ferry past its host ports")
+	}
 
 	if err := m.Stop(t.Context()); err != nil {
 		t.Fatal(err)
@@ -340,6 +349,170 @@ func TestStartConflicts(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// routeAway has a range reached by another interface, as a VPN that connects does.
+func routeAway(t testing.TB, dst string) {
+	t.Helper()
+	link, err := netlink.LinkByName(outsideLink)
+	if err != nil {
+		t.Fatal(err)
+	}
+	route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(netip.MustParsePrefix(dst)), Scope: netlink.SCOPE_LINK}
+	if err := netlink.RouteAdd(route); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestOverlapThatCameLater(t *testing.T) {
+	outside(t)
+	o := testOptions(t)
+	n := start(t, o)
+	a, b := attach(t, n, "a"), attach(t, n, "b")
+	echoTCP(t, a.NetnsPath, ":80", "a")
+	kill(t, n)
+	routeAway(t, "10.0.0.0/8")
+
+	n = restart(t, o)
+	wantTCP(t, b.NetnsPath, a.IP.Addr().String()+":80", "a saw "+b.IP.Addr().String())
+	kill(t, n)
+
+	// Another range than the bridge has is new, whatever the bridge.
+	for _, change := range []func(*Options){
+		func(o *Options) { o.Subnet = netip.MustParsePrefix("10.215.0.0/16") },
+		func(o *Options) { o.Services = netip.MustParsePrefix("10.215.0.0/16") },
+	} {
+		other := o
+		change(&other)
+		other.StateDir, other.NetnsDir = o.StateDir+"-other", o.NetnsDir+"-other"
+		n, err := New(other)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Start(t.Context()); !fault.Is(err, fault.Conflict) {
+			t.Errorf("Start with ranges %s and %s: %v, want a conflict", other.Subnet, other.Services, err)
+		}
+	}
+}
+
+// TestTeardownAfterFailedStart has what an earlier run made taken away by a
+// network that cannot start.
+func TestTeardownAfterFailedStart(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		spoil func(t *testing.T, o Options)
+	}{
+		{"the ranges are used by now", func(t *testing.T, o Options) {
+			if err := netlink.LinkDel(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: o.Bridge}}); err != nil {
+				t.Fatal(err)
+			}
+			routeAway(t, "10.0.0.0/8")
+		}},
+		{"the settings are refused", func(t *testing.T, o Options) {
+			lease := fmt.Sprintf(`{"id":"x","netnsPath":%q,"ip":"192.0.2.1/24"}`, "/proc/self/ns/net")
+			if err := os.WriteFile(filepath.Join(o.StateDir, "leases", "x.json"), []byte(lease), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			outside(t)
+			if err := writeSysctls(map[string]string{"net.ipv4.ip_forward": "0"}); err != nil {
+				t.Fatal(err)
+			}
+			o := testOptions(t)
+			n := start(t, o)
+			attach(t, n, "a", PortMapping{HostPort: 8080, ContainerPort: 80})
+			kill(t, n)
+			test.spoil(t, o)
+
+			n, err := New(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := n.Start(t.Context()); !fault.Is(err, fault.Conflict) {
+				t.Errorf("Start: %v, want a conflict", err)
+			}
+			for range 2 {
+				if err := n.Teardown(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				checkClean(t, o)
+			}
+			if got, err := readSysctl("net.ipv4.ip_forward"); err != nil || got != "0" {
+				t.Errorf("forwarding is not put back: %s, %v", got, err)
+			}
+		})
+	}
+}
+
+// TestChangesEndWithTheBoot has the machine rebooted after a crash, and its
+// owner turn forwarding on before Ferry comes back.
+func TestChangesEndWithTheBoot(t *testing.T) {
+	needRoot(t)
+	if err := writeSysctls(map[string]string{"net.ipv4.ip_forward": "0"}); err != nil {
+		t.Fatal(err)
+	}
+	o := testOptions(t)
+	n := start(t, o)
+	kill(t, n)
+	path := filepath.Join(o.StateDir, "changes.json")
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	boot, err := readSysctl("kernel.random.boot_id")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(data), "ip_forward") || !strings.Contains(string(data), boot) {
+		t.Errorf("journal %s does not tell of forwarding in boot %s", data, boot)
+	}
+	earlier := strings.ReplaceAll(string(data), boot, "11111111-2222-3333-4444-555555555555")
+	for _, left := range []string{"", "[{", earlier} { // the first two, where the power failed
+		if err := os.WriteFile(path, []byte(left), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if changes, err := n.Changes(); err != nil || len(changes) != 0 {
+			t.Errorf("changes of an earlier boot, as %q: %v, %v", left, changes, err)
+		}
+	}
+
+	n = restart(t, o)
+	if changes, err := n.Changes(); err != nil || slices.ContainsFunc(changes, func(c Change) bool { return c.Name == "net.ipv4.ip_forward" }) {
+		t.Errorf("changes after the reboot: %v, %v", changes, err)
+	}
+	if err := n.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Teardown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := readSysctl("net.ipv4.ip_forward"); err != nil || got != "1" {
+		t.Errorf("forwarding, which the machine had without Ferry: %s, %v", got, err)
+	}
+}
+
+func TestUnreadableJournalHoldsNoLock(t *testing.T) {
+	needRoot(t)
+	o := testOptions(t)
+	journal := filepath.Join(o.StateDir, "changes.json")
+	if err := os.MkdirAll(journal, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	n, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Start(t.Context()); err == nil {
+		t.Fatal("started without knowing what was changed before")
+	}
+	if err := os.Remove(journal); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Teardown(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -148,13 +148,11 @@ func (n *Network) setGatewayAddress(link netlink.Link) error {
 	return nil
 }
 
-// checkOverlap refuses a range that the machine already reaches some other way
-// than through own, which may be nil.
-func (n *Network) checkOverlap(own netlink.Link) error {
-	ownIndex := -1
-	if own != nil {
-		ownIndex = own.Attrs().Index
-	}
+// checkOverlap refuses a range that the machine already reaches some other way.
+// A range that the bridge, which may be nil, has from an earlier run is not
+// looked at: containers use it, and a route that came since (a VPN's, say) must
+// hinder neither their next start nor their end.
+func (n *Network) checkOverlap(bridge netlink.Link) error {
 	routes, err := dump(func() ([]netlink.Route, error) { return n.nl.RouteList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
@@ -163,39 +161,54 @@ func (n *Network) checkOverlap(own netlink.Link) error {
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
-	for _, r := range routes {
-		if p, ok := prefix(r.Dst); ok && p.Bits() > 0 && r.LinkIndex != ownIndex {
-			if err := n.overlap("route", p, r.LinkIndex); err != nil {
-				return err
-			}
+	var theirs []usedRange
+	ours := map[netip.Prefix]bool{}
+	note := func(what string, dst *net.IPNet, index int) {
+		p, ok := prefix(dst)
+		switch {
+		case !ok || p.Bits() == 0:
+		case bridge != nil && index == bridge.Attrs().Index:
+			ours[p] = true
+		default:
+			theirs = append(theirs, usedRange{what, p, index})
 		}
 	}
+	for _, r := range routes {
+		note("route", r.Dst, r.LinkIndex)
+	}
 	for _, a := range addrs {
-		if p, ok := prefix(a.IPNet); ok && a.LinkIndex != ownIndex {
-			if err := n.overlap("address", p, a.LinkIndex); err != nil {
-				return err
+		note("address", a.IPNet, a.LinkIndex)
+	}
+	for _, r := range []struct {
+		prefix netip.Prefix
+		field  string
+	}{{n.o.Subnet, "network.podCIDR"}, {n.o.Services, "network.serviceCIDR"}} {
+		if !r.prefix.IsValid() || ours[r.prefix.Masked()] {
+			continue
+		}
+		for _, u := range theirs {
+			if u.Overlaps(r.prefix) {
+				return fault.New(fault.Conflict, "the range %s overlaps the %s %s of %s", r.prefix, u.what, u.Prefix, n.linkLabel(u.index)).
+					Hint("set %s to a range that is not in use here", r.field)
 			}
 		}
 	}
 	return nil
 }
 
-// overlap is the conflict between p, which the interface of that index has,
-// and our ranges, nil if there is none.
-func (n *Network) overlap(what string, p netip.Prefix, index int) error {
-	ours, field := n.o.Subnet, "network.podCIDR"
-	if n.o.Services.IsValid() && p.Overlaps(n.o.Services) {
-		ours, field = n.o.Services, "network.serviceCIDR"
-	}
-	if !p.Overlaps(ours) {
-		return nil
-	}
-	name := fmt.Sprintf("interface %d", index)
+// usedRange is a range that the machine reaches by an interface, and whether by
+// a route or an address.
+type usedRange struct {
+	what string
+	netip.Prefix
+	index int
+}
+
+func (n *Network) linkLabel(index int) string {
 	if link, err := n.nl.LinkByIndex(index); err == nil {
-		name = link.Attrs().Name
+		return link.Attrs().Name
 	}
-	return fault.New(fault.Conflict, "the range %s overlaps the %s %s of %s", ours, what, p, name).
-		Hint("set %s to a range that is not in use here", field)
+	return fmt.Sprintf("interface %d", index)
 }
 
 // outwardMTU is the MTU of the interface that the default route leaves by.
@@ -360,7 +373,9 @@ func (n *Network) removeStrays(keep map[netip.Addr]bool) error {
 	}
 	for _, e := range entries {
 		if addr, err := netip.ParseAddr(e.Name()); err == nil && !keep[addr] {
-			errs = append(errs, removeNetns(filepath.Join(n.o.NetnsDir, e.Name())))
+			// The interface by name, in case the bridge was deleted under it: it
+			// would live as long as a process is in the namespace.
+			errs = append(errs, removeNetns(filepath.Join(n.o.NetnsDir, e.Name())), n.deleteLink(linkName(addr)))
 		}
 	}
 	links, err := dump(n.nl.LinkList)

@@ -40,7 +40,8 @@ type Options struct {
 	StateDir string
 	// NetnsDir holds the bind-mounted namespaces. It ends with the boot.
 	NetnsDir string
-	// PoolSize is how many namespaces are kept ready; 0 makes each on demand.
+	// PoolSize is how many namespaces are kept ready; 0 makes each on demand,
+	// as one that is started only to end what runs should.
 	PoolSize int
 	// MTU of the bridge and of eth0; 0 takes the default route's interface's, 1500 without one.
 	MTU int
@@ -219,7 +220,11 @@ func (n *Network) open() error {
 		return errors.Join(kernelError(err, "open netlink"), lock.Close())
 	}
 	n.lock, n.nl = lock, nl
-	return n.changes.load()
+	if err := n.changes.load(); err != nil {
+		n.close()
+		return err
+	}
+	return nil
 }
 
 func (n *Network) close() {

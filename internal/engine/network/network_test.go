@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -30,14 +32,20 @@ func attach(t testing.TB, n *Network, id string, ports ...PortMapping) Attachmen
 	return a
 }
 
-// echoTCP answers each connection to addr in the namespace with name.
+// echoTCP answers each connection to addr in the namespace ("" for the machine itself) with name.
 func echoTCP(t testing.TB, netns, addr, name string) {
 	t.Helper()
 	var l net.Listener
-	err := inNetns(netns, func() (err error) {
+	listen := func() (err error) {
 		l, err = net.Listen("tcp", addr)
 		return err
-	})
+	}
+	err := error(nil)
+	if netns == "" {
+		err = listen()
+	} else {
+		err = inNetns(netns, listen)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,6 +153,74 @@ func TestOutsideSeesTheMachine(t *testing.T) {
 			t.Errorf("dial a Service without a proxy from %q: %v, want connection refused", from, err)
 		}
 	}
+}
+
+// TestContainersAreClosedToOutside has another machine route the containers'
+// and the Services' ranges through this one.
+func TestContainersAreClosedToOutside(t *testing.T) {
+	world := outside(t)
+	o := testOptions(t)
+	n := start(t, o)
+	a := attach(t, n, "a", PortMapping{HostPort: 8080, ContainerPort: 80},
+		PortMapping{HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 8081, ContainerPort: 80})
+	b := attach(t, n, "b")
+	echoTCP(t, a.NetnsPath, ":80", "a")
+	echoTCP(t, "", ":81", "node")
+	echoTCP(t, world, outsideAddr+":80", "world")
+	service := o.Services.Addr().Next().Next().String()
+	proxy(t, service, a.IP.Addr().String())
+	err := inNetns(world, func() error {
+		var errs []error
+		for _, dst := range []netip.Prefix{o.Subnet, o.Services} {
+			errs = append(errs, netlink.RouteAdd(&netlink.Route{Dst: ipNet(dst), Gw: netip.MustParseAddr(machineAddr).AsSlice()}))
+		}
+		return errors.Join(errs...)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ip, gw := a.IP.Addr().String(), a.Gateway.String()
+	for _, addr := range []string{ip + ":80", gw + ":81", gw + ":8080", service + ":80"} {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		if c, err := n.DialPod(ctx, world, "tcp", addr); err == nil {
+			c.Close()
+			t.Errorf("%s answers another machine", addr)
+		}
+		cancel()
+	}
+
+	wantTCP(t, world, machineAddr+":8080", "a saw "+outsideAddr)
+	wantTCP(t, world, machineAddr+":81", "node saw "+outsideAddr)
+	wantTCP(t, a.NetnsPath, outsideAddr+":80", "world saw "+machineAddr)
+	wantTCP(t, "", outsideAddr+":80", "world saw "+machineAddr)
+	for _, addr := range []string{ip + ":80", gw + ":8080", service + ":80", "127.0.0.1:8080", "127.0.0.1:8081"} {
+		wantTCP(t, "", addr, "a saw "+gw)
+	}
+	for _, addr := range []string{ip + ":80", gw + ":8080", service + ":80"} {
+		wantTCP(t, b.NetnsPath, addr, "a saw "+b.IP.Addr().String())
+	}
+	for _, addr := range []string{gw + ":8080", service + ":80"} {
+		wantTCP(t, a.NetnsPath, addr, "a saw "+gw) // itself
+	}
+	wantTCP(t, b.NetnsPath, gw+":81", "node saw "+b.IP.Addr().String())
+}
+
+// proxy has a Service lead to a container, as kube-proxy would.
+func proxy(t testing.TB, service, container string) {
+	t.Helper()
+	nft := func(script string) {
+		cmd := exec.Command("nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(script)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("nft: %v\n%s", err, out)
+		}
+	}
+	nft(fmt.Sprintf(`table ip proxy {
+	chain prerouting { type nat hook prerouting priority -100; ip daddr %[1]s dnat to %[2]s; }
+	chain output { type nat hook output priority -100; ip daddr %[1]s dnat to %[2]s; }
+	chain postrouting { type nat hook postrouting priority 100; ip saddr %[2]s ip daddr %[2]s masquerade; }
+}`, service, container))
+	t.Cleanup(func() { nft("delete table ip proxy") })
 }
 
 func TestHostPortTCP(t *testing.T) {
@@ -263,8 +339,10 @@ func wantUDP(t testing.TB, c net.Conn, want string) {
 	var got string
 	// A datagram may be lost while the port has no container, so ask a few times.
 	for range 5 {
-		c.SetDeadline(time.Now().Add(time.Second))
-		c.Write([]byte("?"))
+		if err := c.SetDeadline(time.Now().Add(time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprint(c, "?")
 		k, err := c.Read(buf)
 		if got = string(buf[:k]); err == nil && got == want {
 			return

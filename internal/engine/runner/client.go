@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/fault"
 )
@@ -32,7 +33,7 @@ type Client struct {
 // Launch starts a runner and returns when it answers. The runner is in a
 // session of its own and outlives the caller.
 func Launch(ctx context.Context, opt LaunchOptions) (*Client, error) {
-	if err := os.MkdirAll(filepath.Dir(opt.Dir), 0o711); err != nil {
+	if err := os.MkdirAll(filepath.Dir(opt.Dir), 0o700); err != nil {
 		return nil, fmt.Errorf("launch runner: %w", err)
 	}
 	if err := os.Mkdir(opt.Dir, 0o700); err != nil {
@@ -60,14 +61,14 @@ func Launch(ctx context.Context, opt LaunchOptions) (*Client, error) {
 	}
 	c := &Client{dir: opt.Dir, pid: cmd.Process.Pid, reaped: make(chan struct{}), open: map[net.Conn]struct{}{}}
 	go func() { // ends with the runner, which may be after us: nobody can wait for it
-		cmd.Wait()
+		_ = cmd.Wait() // how it ended says its log
 		close(c.reaped)
 	}()
 	stop := context.AfterFunc(ctx, func() { ready.Close() })
 	defer stop()
 	var one [1]byte
 	if _, err := ready.Read(one[:]); err != nil {
-		cmd.Process.Kill()
+		_ = cmd.Process.Kill() // fails if it has ended, which is as well
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
@@ -99,18 +100,65 @@ func Dial(ctx context.Context, dir string) (*Client, error) {
 	return c, nil
 }
 
+// IsGone reports an error that says that no runner serves a directory: there is
+// no socket, or nobody listens on it. Any other error says nothing of that.
+func IsGone(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED)
+}
+
+// Kill kills a directory's runner, which need not answer, and returns when it
+// is gone. Its containers live on, see KillOrphans.
+func Kill(ctx context.Context, dir string) error {
+	ctx, cancel := context.WithTimeout(ctx, orphanTime)
+	defer cancel()
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", SocketPath(dir))
+	if IsGone(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("kill runner in %s: %w", dir, err)
+	}
+	defer conn.Close()
+	peer, err := peerOf(conn.(*net.UnixConn))
+	if err == nil {
+		err = unix.Kill(int(peer.Pid), unix.SIGKILL)
+	}
+	if err != nil {
+		return fmt.Errorf("kill runner in %s: %w", dir, err)
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	io.Copy(io.Discard, conn) // ends with the runner
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("kill runner in %s: %w", dir, err)
+	}
+	return nil
+}
+
+// peerOf returns who has the other end: of a client's connection, who listens.
+func peerOf(c *net.UnixConn) (*unix.Ucred, error) {
+	rc, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var cred *unix.Ucred
+	var credErr error
+	err = rc.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	return cred, errors.Join(err, credErr)
+}
+
 // PID is the runner's process id.
 func (c *Client) PID() int { return c.pid }
 
 // Close ends this client's calls. The runner lives on.
-func (c *Client) Close() error {
+func (c *Client) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closed = true
 	for conn := range c.open {
 		conn.Close()
 	}
-	return nil
 }
 
 // begin opens a connection and sends a request. The connection is closed when

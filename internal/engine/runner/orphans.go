@@ -48,11 +48,11 @@ func emptyCgroup(dir string) error {
 		}
 		for _, field := range strings.Fields(string(procs)) {
 			if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
-				unix.Kill(pid, unix.SIGKILL)
+				_ = unix.Kill(pid, unix.SIGKILL) // what is left keeps the cgroup from going, below
 			}
 		}
 		// A frozen process of cgroup v1 dies only once thawed.
-		os.WriteFile(filepath.Join(dir, "freezer.state"), []byte("THAWED"), 0)
+		_ = os.WriteFile(filepath.Join(dir, "freezer.state"), []byte("THAWED"), 0)
 		err = os.Remove(dir)
 		if err == nil || errors.Is(err, fs.ErrNotExist) {
 			return nil

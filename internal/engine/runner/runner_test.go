@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -56,7 +57,9 @@ func newHarness(tb testing.TB, setup runner.SetupRequest) *harness {
 		if err := runner.KillOrphans(h.cgroup); err != nil {
 			tb.Error(err)
 		}
-		os.RemoveAll(base)
+		if err := os.RemoveAll(base); err != nil {
+			tb.Error(err)
+		}
 	})
 	if h.ns, err = h.Setup(tb.Context(), setup); err != nil {
 		tb.Fatal(err)
@@ -362,7 +365,10 @@ func TestRunnerOutlivesClient(t *testing.T) {
 		t.Errorf("short: %+v, %v", x, err)
 	}
 	seen := make(chan runner.Event, 8)
-	go other.Events(ctx, func(ev runner.Event) { seen <- ev })
+	go func() {
+		defer close(seen)
+		_ = other.Events(ctx, func(ev runner.Event) { seen <- ev }) // until the runner has ended
+	}()
 	if ev := <-seen; ev.ID != "short" || ev.Type != runner.EventExit {
 		t.Errorf("first event = %+v, want the past exit", ev)
 	}
@@ -371,9 +377,10 @@ func TestRunnerOutlivesClient(t *testing.T) {
 	}
 	for ev := range seen {
 		if ev.ID == "long" && ev.Type == runner.EventExit {
-			break
+			return
 		}
 	}
+	t.Error("no event tells the end of the other container")
 }
 
 func TestLogRotation(t *testing.T) {
@@ -387,6 +394,73 @@ func TestLogRotation(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, st, err)
 		}
 	}
+}
+
+// TestPausedReader: a caller that does not read its output keeps neither the
+// container from being killed nor the runner from ending, and finds all that
+// the container wrote when it reads on.
+func TestPausedReader(t *testing.T) {
+	h := newHarness(t, runner.SetupRequest{})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	log := filepath.Join(t.TempDir(), "log")
+	if _, err := h.Create(ctx, runner.CreateRequest{ID: "c", Spec: h.spec(t, "c", "yes"), LogPath: log}); err != nil {
+		t.Fatal(err)
+	}
+	out := &pausedWriter{paused: make(chan struct{}), goOn: make(chan struct{})}
+	attached, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		done <- h.Attach(context.WithoutCancel(ctx), "c", runner.Streams{Stdout: out, Started: func() { close(attached) }})
+	}()
+	<-attached
+	if err := h.Start(ctx, "c"); err != nil {
+		t.Fatal(err)
+	}
+	<-out.paused
+	size := func() int64 {
+		st, err := os.Stat(log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Size()
+	}
+	for before := int64(-1); before != size(); time.Sleep(50 * time.Millisecond) { // until it is held back
+		before = size()
+	}
+	if err := h.Signal(ctx, "c", syscall.SIGKILL, false); err != nil {
+		t.Fatal(err)
+	}
+	if x, err := h.Wait(ctx, "c"); err != nil || x.Code != 137 {
+		t.Errorf("exit = %+v, %v", x, err)
+	}
+	if err := h.Shutdown(ctx); err != nil {
+		t.Errorf("shutdown: %v", err)
+	}
+	close(out.goOn)
+	if err := <-done; err != nil {
+		t.Errorf("attach: %v", err)
+	}
+	data, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := strings.Count(string(data), " F y\n"); out.lines != want || want == 0 {
+		t.Errorf("%d lines came, %d are in the log", out.lines, want)
+	}
+}
+
+// pausedWriter counts lines, once goOn is closed.
+type pausedWriter struct {
+	paused, goOn chan struct{}
+	once         sync.Once
+	lines        int
+}
+
+func (w *pausedWriter) Write(p []byte) (int, error) {
+	w.once.Do(func() { close(w.paused) })
+	<-w.goOn
+	w.lines += bytes.Count(p, []byte("\n"))
+	return len(p), nil
 }
 
 func BenchmarkRunTrue(b *testing.B) {

@@ -13,8 +13,9 @@ func (c *Client) Exec(ctx context.Context, r ExecRequest, s Streams) (code int, 
 }
 
 // Attach connects streams to a container's main process, from now on, until it
-// has exited and its output is written, or ctx ends. A reader too slow for its
-// output is let go with an error rather than allowed to stop the container.
+// has exited and its output is written, or ctx ends. A slow writer holds the
+// container back, but not its end: what it has not taken by then is kept for it,
+// and does not need the runner any more.
 func (c *Client) Attach(ctx context.Context, id string, s Streams) error {
 	return c.stream(ctx, OpAttach, Target{ID: id, Stdin: s.Stdin != nil}, s, nil)
 }
@@ -77,7 +78,7 @@ func sendInput(ctx context.Context, conn *Conn, s Streams) {
 					return
 				}
 				if err != nil {
-					conn.Write(FrameStdinEnd, nil)
+					_ = conn.Write(FrameStdinEnd, nil)
 					return
 				}
 			}

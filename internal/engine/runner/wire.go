@@ -3,9 +3,13 @@ package runner
 import (
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/fault"
 )
@@ -93,6 +97,22 @@ func NewConn(rw io.ReadWriteCloser) *Conn { return &Conn{rw: rw} }
 
 // Close closes the stream.
 func (c *Conn) Close() error { return c.rw.Close() }
+
+// MakeRoom has n bytes more be sent without waiting for the reader: a socket
+// keeps them for it, also when this end is gone.
+func (c *Conn) MakeRoom(n int) error {
+	socket, ok := c.rw.(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	rc, err := socket.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var optErr error
+	err = rc.Control(func(fd uintptr) { optErr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, n) })
+	return errors.Join(err, optErr)
+}
 
 // Write sends one frame.
 func (c *Conn) Write(t FrameType, payload []byte) error {

@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
-	"path/filepath"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -31,6 +31,9 @@ const (
 // is one file named by its annotation.
 func (s *Store) ensureMaterialised(ctx context.Context, img Image) (snapshot string, err error) {
 	snapshot = "artifact-" + img.Digest
+	if err := s.refer(ctx, img.Digest, labelSnapshotRef+"/artifact", snapshot); err != nil { // first, as in ensureUnpacked
+		return "", err
+	}
 	if _, err := s.snapshotter.Stat(ctx, snapshot); err == nil {
 		return snapshot, nil
 	}
@@ -58,16 +61,16 @@ func (s *Store) ensureMaterialised(ctx context.Context, img Image) (snapshot str
 	if err := s.snapshotter.Commit(ctx, snapshot, making); err != nil && !errdefs.IsAlreadyExists(err) {
 		return "", err
 	}
-	return snapshot, s.refer(ctx, img.Digest, labelSnapshotRef+"/artifact", snapshot)
+	return snapshot, nil
 }
 
 // fill writes the artifact's files below a mount of their own.
 func (s *Store) fill(ctx context.Context, img Image, mounts []Mount) (err error) {
-	dir, err := os.MkdirTemp(filepath.Join(s.opt.Root, "tmp"), "artifact-")
+	dir, err := os.MkdirTemp(s.tmp(), "artifact-")
 	if err != nil {
 		return err
 	}
-	defer os.Remove(dir)
+	defer func() { err = errors.Join(err, os.Remove(dir)) }()
 	if err := s.MountAll(mounts, dir); err != nil {
 		return err
 	}
@@ -121,7 +124,11 @@ func writeFile(dir, name string, in io.Reader) error {
 	if err := root.MkdirAll(path.Dir(name), 0o755); err != nil {
 		return err
 	}
-	f, err := root.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
+	// A layer before may have put there what is no file: a pipe, or a device to be written to.
+	if err := root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := root.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
 	}

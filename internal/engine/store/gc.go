@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
 )
 
 // collectDelay gathers removals into one collection and keeps its work from
@@ -68,7 +69,7 @@ func (s *Store) GC(ctx context.Context) error {
 	}
 	// The collection above cleans up behind its own removals alone.
 	if cleaner, ok := s.overlay.(snapshots.Cleaner); ok {
-		if err := cleaner.Cleanup(ctx); err != nil {
+		if err := cleaner.Cleanup(ctx); err != nil && !errdefs.IsNotFound(err) { // there was never a snapshot
 			return fmt.Errorf("garbage collection: %w", err)
 		}
 	}

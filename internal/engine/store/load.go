@@ -20,7 +20,8 @@ import (
 
 // Load imports an OCI layout or `docker save` archive, plain or compressed, and
 // returns the names of the images in it, unpacked. An unnamed image is
-// returned, and kept, by its digest.
+// returned, and kept, by its digest. On error the names of the images that
+// could not be loaded stay what they were.
 func (s *Store) Load(ctx context.Context, in io.Reader) (names []string, err error) {
 	ctx, done, err := s.withLease(namespaced(ctx))
 	if err != nil {
@@ -65,17 +66,16 @@ func (s *Store) loadOne(ctx context.Context, target ocispec.Descriptor) (string,
 		return "", err
 	}
 	target.Annotations = nil // of the archive, not of the image
-	if err := s.setName(ctx, ref, target); err != nil {
-		return "", err
-	}
 	img, err := s.read(ctx, target)
 	if err != nil {
 		return "", err
 	}
-	if img.ArtifactType != "" {
-		return ref, nil
+	if img.ArtifactType == "" {
+		if err := s.ensureUnpacked(ctx, img); err != nil {
+			return "", err
+		}
 	}
-	return ref, s.ensureUnpacked(ctx, img)
+	return ref, s.setName(ctx, ref, target) // at last: on error the name stays what it was
 }
 
 // keepTree labels what target is made of, so that garbage collection finds it.

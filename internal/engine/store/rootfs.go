@@ -70,6 +70,19 @@ func (s *Store) RemoveRootfs(ctx context.Context, id string) error {
 	return nil
 }
 
+// Layers returns what PrepareRootfs and ViewImage made and was not removed.
+func (s *Store) Layers(ctx context.Context) ([]string, error) {
+	var keys []string
+	err := s.snapshotter.Walk(namespaced(ctx), func(_ context.Context, sn snapshots.Info) error {
+		keys = append(keys, sn.Name)
+		return nil
+	}, fmt.Sprintf("labels.%q", labelRoot))
+	if err != nil {
+		return nil, fmt.Errorf("list containers' layers: %w", err)
+	}
+	return keys, nil
+}
+
 // RootfsUsage is what a container wrote.
 func (s *Store) RootfsUsage(ctx context.Context, id string) (Usage, error) {
 	usage, err := s.snapshotter.Usage(namespaced(ctx), id)
@@ -126,6 +139,11 @@ func (s *Store) ensureUnpacked(ctx context.Context, img Image) (err error) {
 	if chain == "" {
 		return nil // FROM scratch with nothing in it: an empty root
 	}
+	// First, so that no collection comes between the look and the use. The layers
+	// may be those of another image too, whose removal must not take them along.
+	if err := s.refer(ctx, img.ID, labelSnapshotRef, chain); err != nil {
+		return err
+	}
 	if _, err := s.snapshotter.Stat(ctx, chain); err == nil {
 		return nil
 	}
@@ -145,16 +163,20 @@ func (s *Store) ensureUnpacked(ctx context.Context, img Image) (err error) {
 	if _, err := rootfs.ApplyLayers(ctx, layers, s.snapshotter, s.applier); err != nil {
 		return asFault(fmt.Errorf("unpack image %s: %w", img.ID, err))
 	}
-	return s.refer(ctx, img.ID, labelSnapshotRef, chain)
+	return nil
 }
 
-// refer has a blob keep a snapshot from garbage collection.
+// refer has a blob keep a snapshot from garbage collection, which need not exist yet.
 func (s *Store) refer(ctx context.Context, blob, label, snapshot string) error {
 	dgst, err := digest.Parse(blob)
 	if err != nil {
 		return err
 	}
-	_, err = s.db.ContentStore().Update(ctx, content.Info{Digest: dgst, Labels: map[string]string{label: snapshot}}, "labels."+label)
+	blobs := s.db.ContentStore()
+	if info, err := blobs.Info(ctx, dgst); err == nil && info.Labels[label] == snapshot {
+		return nil // as a rule; a write waits for the disk
+	}
+	_, err = blobs.Update(ctx, content.Info{Digest: dgst, Labels: map[string]string{label: snapshot}}, "labels."+label)
 	if err != nil {
 		return fmt.Errorf("keep snapshot %s: %w", snapshot, err)
 	}

@@ -9,8 +9,8 @@
 //
 // What keeps a thing from garbage collection: an image its name; a layer the
 // image's configuration (label gc.ref.snapshot); a container's writable layer a
-// label gc.root of its own; what is being made a lease, which expires should
-// its maker die.
+// label gc.root of its own; what is being made a lease, which the next Start
+// ends should its maker die.
 package store
 
 import (
@@ -29,6 +29,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
@@ -36,6 +37,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/ferryos/ferry/internal/fault"
 )
@@ -86,10 +88,16 @@ func (s *Store) Name() string { return "image store" }
 
 // Start opens the store, making it if there is none.
 func (s *Store) Start(ctx context.Context) (err error) {
-	for _, dir := range []string{s.opt.Root, filepath.Join(s.opt.Root, "tmp")} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
+	// The root is for root alone, also where an earlier version made it: what is
+	// setuid in an image is so in its snapshots, and blobs may hold secrets.
+	for _, dir := range []string{s.opt.Root, s.tmp()} {
+		if err := errors.Join(os.MkdirAll(dir, 0o700), os.Chmod(dir, 0o700)); err != nil {
 			return fault.New(fault.Unavailable, "image store: %w", err).Hint("make room, or set dataDir in the configuration")
 		}
+	}
+	// Layers are unpacked in mounts, which in /tmp everybody could look into.
+	if err := mount.SetTempMountLocation(s.tmp()); err != nil {
+		return fmt.Errorf("image store: %w", err)
 	}
 	blobs, err := local.NewStore(filepath.Join(s.opt.Root, "content"))
 	if err != nil {
@@ -100,11 +108,15 @@ func (s *Store) Start(ctx context.Context) (err error) {
 		return fault.New(fault.Unsupported, "overlay snapshotter: %w", err).
 			Hint("put dataDir on a file system that overlayfs can use as its upper layer, such as ext4 or xfs")
 	}
-	s.bolt, err = bolt.Open(filepath.Join(s.opt.Root, "meta.db"), 0o600, &bolt.Options{
+	file := filepath.Join(s.opt.Root, "meta.db")
+	s.bolt, err = bolt.Open(file, 0o600, &bolt.Options{
 		Timeout: 2 * time.Second, NoFreelistSync: true, FreelistType: bolt.FreelistMapType})
 	if err != nil {
-		return errors.Join(fault.New(fault.Unavailable, "image store's metadata: %w", err).
-			Hint("another process may have it open, or the disk may be full"), s.overlay.Close())
+		hint := "it may be damaged; docs/how-to/troubleshooting.md tells how to begin with an empty store"
+		if errors.Is(err, bolterrors.ErrTimeout) {
+			hint = "another process has it open"
+		}
+		return errors.Join(fault.New(fault.Unavailable, "image store's metadata %s: %w", file, err).Hint("%s", hint), s.overlay.Close())
 	}
 	s.db = metadata.NewDB(s.bolt, blobs, map[string]snapshots.Snapshotter{SnapshotterName: s.overlay})
 	ctx = namespaced(ctx)
@@ -115,8 +127,34 @@ func (s *Store) Start(ctx context.Context) (err error) {
 	s.images, s.leases = metadata.NewImageStore(s.db), metadata.NewLeaseManager(s.db)
 	s.applier = apply.NewFileSystemApplier(s.db.ContentStore())
 	s.collect.start(ctx, s)
+	s.sweep(ctx)
 	return nil
 }
+
+// sweep takes away what an earlier process left that was killed: the leases of
+// what it was making, and the mounts in which it was unpacking.
+func (s *Store) sweep(ctx context.Context) {
+	left, err := s.leases.List(ctx, fmt.Sprintf("labels.%q", labelLease))
+	for _, l := range left {
+		err = errors.Join(err, s.leases.Delete(ctx, l))
+	}
+	if err != nil {
+		s.opt.Log.Error("end the leases of an earlier process", "error", err)
+	}
+	if len(left) > 0 {
+		s.collect.soon()
+	}
+	dirs, _ := filepath.Glob(filepath.Join(s.tmp(), "*"))
+	for _, dir := range dirs {
+		// Remove, not RemoveAll: should it still be mounted, its content is a snapshot's.
+		if err := errors.Join(UnmountAll(dir), os.Remove(dir)); err != nil {
+			s.opt.Log.Error("remove what an interrupted unpacking left", "dir", dir, "error", err)
+		}
+	}
+}
+
+// tmp is where layers and artifacts are mounted to be unpacked.
+func (s *Store) tmp() string { return filepath.Join(s.opt.Root, "tmp") }
 
 // Stop closes the store. Mounts made of it stay.
 func (s *Store) Stop(context.Context) error {
@@ -147,13 +185,13 @@ func namespaced(ctx context.Context) context.Context {
 	return namespaces.WithNamespace(ctx, Namespace)
 }
 
-// leaseTime is how long what is being made outlives its maker.
-const leaseTime = time.Hour
+// labelLease tells the store's own leases from BuildKit's.
+const labelLease = "ferry.dev/store"
 
 // withLease keeps all that is made with the returned context from garbage
-// collection until done.
+// collection until done, however long that takes.
 func (s *Store) withLease(ctx context.Context) (_ context.Context, done func() error, err error) {
-	l, err := s.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseTime))
+	l, err := s.leases.Create(ctx, leases.WithRandomID(), leases.WithLabel(labelLease, "made"))
 	if err != nil {
 		return nil, nil, fmt.Errorf("lease: %w", err)
 	}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 	"sigs.k8s.io/yaml"
@@ -132,9 +133,11 @@ func without(config map[string]any, list, name string) {
 	config[list] = slices.DeleteFunc(entries, func(e any) bool { return named(e, name) })
 }
 
-// edit changes the file at path as a whole, under a lock, following a link.
+// edit changes the file at path as a whole, under a lock, following a link. The
+// file keeps its owner and mode; a new one is its directory's owner's: with
+// `sudo -E` it is somebody else's home that root works in.
 func edit(path string, change func(map[string]any) error) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := makeDir(filepath.Dir(path)); err != nil {
 		return fmt.Errorf("kubeconfig: %w", err)
 	}
 	if real, err := filepath.EvalSymlinks(path); err == nil {
@@ -149,9 +152,13 @@ func edit(path string, change func(map[string]any) error) error {
 	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
 		return fmt.Errorf("lock kubeconfig: %w", err)
 	}
+	owner, err := dir.Stat()
+	if err != nil {
+		return fmt.Errorf("kubeconfig: %w", err)
+	}
 	config, mode := map[string]any{}, fs.FileMode(0o600)
 	if st, err := os.Stat(path); err == nil {
-		mode = st.Mode().Perm()
+		owner, mode = st, st.Mode().Perm()
 		if config, err = read(path); err != nil {
 			return err
 		}
@@ -163,9 +170,69 @@ func edit(path string, change func(map[string]any) error) error {
 	if err != nil {
 		return fmt.Errorf("kubeconfig: %w", err)
 	}
-	tmp := path + ".ferry-new"
-	if err := os.WriteFile(tmp, data, mode); err != nil {
-		return errors.Join(fmt.Errorf("kubeconfig: %w", err), os.Remove(tmp))
+	if err := replace(path, data, mode, owner); err != nil {
+		return fmt.Errorf("kubeconfig: %w", err)
 	}
-	return os.Rename(tmp, path)
+	return nil
+}
+
+// replace writes a new file of that mode and of owner's owner in path's place.
+func replace(path string, data []byte, mode fs.FileMode, owner fs.FileInfo) error {
+	tmp := path + ".ferry-new"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) { // of a run that was killed
+		return err
+	}
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	err = errors.Join(err, giveTo(f, owner), f.Chmod(mode), f.Close())
+	if err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(tmp))
+	}
+	return nil
+}
+
+// makeDir makes dir and what is missing above it, for the owner of what is there.
+func makeDir(dir string) error {
+	err := os.Mkdir(dir, 0o700)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := makeDir(filepath.Dir(dir)); err != nil {
+			return err
+		}
+		err = os.Mkdir(dir, 0o700)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	above, err := os.Stat(filepath.Dir(dir))
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(dir, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(giveTo(f, above), f.Close())
+}
+
+// giveTo makes f, which this process has just made, the owner's of another file.
+// It goes by the open file: the path is in a directory of somebody less powerful.
+func giveTo(f *os.File, other fs.FileInfo) error {
+	now, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	have, want := now.Sys().(*syscall.Stat_t), other.Sys().(*syscall.Stat_t)
+	if have.Uid == want.Uid && have.Gid == want.Gid {
+		return nil // nobody but root may ask
+	}
+	return f.Chown(int(want.Uid), int(want.Gid))
 }

@@ -1,9 +1,11 @@
 package kubeconfig
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -105,6 +107,58 @@ func TestNewFileComesAndGoes(t *testing.T) {
 	}
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
 		t.Errorf("the file is left: %v", err)
+	}
+}
+
+// TestOwner works as root in somebody's home, as `sudo -E ferry up` does.
+func TestOwner(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: gives files away")
+	}
+	const user, group = 12345, 23456
+	check := func(path string, mode os.FileMode) {
+		t.Helper()
+		st, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sys := st.Sys().(*syscall.Stat_t); sys.Uid != user || sys.Gid != group || st.Mode().Perm() != mode {
+			t.Errorf("%s: owner %d:%d, mode %v; want %d:%d, %v", path, sys.Uid, sys.Gid, st.Mode().Perm(), user, group, mode)
+		}
+	}
+	defer syscall.Umask(syscall.Umask(0o077))
+	home, from := t.TempDir(), write(t, "admin", ours)
+	if err := os.Chown(home, user, group); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(home, "a", ".kube", "config")
+	if err := Merge(path, "ferry", from); err != nil {
+		t.Fatal(err)
+	}
+	check(filepath.Join(home, "a"), 0o700)
+	check(filepath.Join(home, "a", ".kube"), 0o700)
+	check(path, 0o600)
+
+	theirs := write(t, "config", theirs) // in a directory of root's
+	if err := errors.Join(os.Chmod(theirs, 0o664), os.Chown(theirs, user, group)); err != nil {
+		t.Fatal(err)
+	}
+	// What a run that was killed has left, or somebody has put there.
+	victim := write(t, "victim", "")
+	if err := os.Symlink(victim, theirs+".ferry-new"); err != nil {
+		t.Fatal(err)
+	}
+	for _, change := range []func() error{
+		func() error { return Merge(theirs, "ferry", from) },
+		func() error { return Remove(theirs, "ferry") },
+	} {
+		if err := change(); err != nil {
+			t.Fatal(err)
+		}
+		check(theirs, 0o664)
+	}
+	if data, err := os.ReadFile(victim); err != nil || len(data) > 0 {
+		t.Errorf("another file was written: %q, %v", data, err)
 	}
 }
 

@@ -24,7 +24,7 @@ func trainCommand() *cobra.Command {
 		Short: "Train a network and save it with its metrics",
 		Long:  "Train a network and save it with its metrics; with --push, publish it too.\nFlags given override the config file, which overrides the defaults. The same seed gives the same weights bit for bit.",
 		Example: "  mlp train --data /data --out /model\n" +
-			"  mlp train --data /data --out /model --config /etc/mlp/config.yaml --push 10.85.0.1:5000/models/digits:v1",
+			"  mlp train --data /data --out /model --config /etc/mlp/config.yaml --push localhost:5000/models/digits:v1",
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg := train.Default()

@@ -91,8 +91,11 @@ func (a *archive) tensors(d *dict) ([]safetensors.Tensor, error) {
 	total := int64(0)
 	for i, k := range d.keys {
 		name, ok := k.(string)
-		if !ok || seen[name] {
-			return nil, fmt.Errorf(".pth file: key %.60q is no name or appears twice", fmt.Sprint(k))
+		if !ok { // its type alone: a few tuples in each other can be long to print
+			return nil, fmt.Errorf(".pth file: a key is a %T, no name", k)
+		}
+		if seen[name] {
+			return nil, fmt.Errorf(".pth file: key %.60q appears twice", name)
 		}
 		seen[name] = true
 		v, ok := d.values[i].(*view)

@@ -145,6 +145,18 @@ func TestMalicious(t *testing.T) {
 	}
 }
 
+// laughs is a dict with a key that is a pair of twice the same pair, and so on
+// to the given depth: short to write, never printed to its end.
+func laughs(depth int) []byte {
+	return stateDict(func(p *pickler) {
+		p.str("ha")
+		for range depth {
+			p.op("q\x01h\x01\x86") // remember it, take it once more, make a pair of the two
+		}
+		p.tensor("FloatStorage", "0", 6, 0, []int{6}, []int{1})
+	})
+}
+
 func TestCorrupt(t *testing.T) {
 	one := func(shape, strides []int, offset, count int) func(map[string][]byte) {
 		return func(m map[string][]byte) {
@@ -168,6 +180,12 @@ func TestCorrupt(t *testing.T) {
 		{"huge by stride 0", one([]int{1 << 27, 1 << 27}, []int{0, 0}, 0, 6)},
 		{"other rank of strides", one([]int{2, 3}, []int{1}, 0, 6)},
 		{"not a dict", func(m map[string][]byte) { m["m/data.pkl"] = []byte("\x80\x02].") }},
+		{"name twice", func(m map[string][]byte) {
+			m["m/data.pkl"] = stateDict(func(p *pickler) {
+				p.str("w").tensor("FloatStorage", "0", 6, 0, []int{6}, []int{1}).str("w").tensor("FloatStorage", "0", 6, 0, []int{6}, []int{1})
+			})
+		}},
+		{"name of two to the 40 parts", func(m map[string][]byte) { m["m/data.pkl"] = laughs(40) }},
 		{"value is no tensor", func(m map[string][]byte) {
 			m["m/data.pkl"] = stateDict(func(p *pickler) { p.str("epoch").int(3) })
 		}},
@@ -188,6 +206,7 @@ func TestCorrupt(t *testing.T) {
 func FuzzUnpickle(f *testing.F) {
 	f.Add(linear()["m/data.pkl"])
 	f.Add([]byte("\x80\x02cposix\nsystem\n."))
+	f.Add(laughs(40))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		b := linear()
 		b["m/data.pkl"] = in

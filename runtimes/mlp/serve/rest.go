@@ -5,12 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
-
-const maxBody = 64 << 20 // bytes of one request
 
 // Tensor is one tensor of a request or response in JSON.
 type Tensor struct {
@@ -25,7 +22,7 @@ type Output struct {
 	Name string `json:"name"`
 }
 
-// Request is the body of POST …/infer.
+// Request is the body of POST …/infer, as a client writes it.
 type Request struct {
 	ID      string   `json:"id,omitempty"`
 	Inputs  []Tensor `json:"inputs"`
@@ -86,7 +83,7 @@ func (s *Server) wrap(h handler) http.Handler {
 }
 
 func statusOf(err error) int {
-	var tooLarge *http.MaxBytesError
+	var tooLarge *tooLargeError
 	var bad *requestError
 	var missing *notFoundError
 	switch {
@@ -133,7 +130,7 @@ func (s *Server) modelMetadata(_ http.ResponseWriter, r *http.Request) (any, err
 	}, nil
 }
 
-func (s *Server) inferREST(w http.ResponseWriter, r *http.Request) (v any, err error) {
+func (s *Server) inferREST(_ http.ResponseWriter, r *http.Request) (v any, err error) {
 	defer s.metrics.observe("rest", &err)()
 	if err := s.model.check(r.PathValue("model"), r.PathValue("version")); err != nil {
 		return nil, err
@@ -141,34 +138,24 @@ func (s *Server) inferREST(w http.ResponseWriter, r *http.Request) (v any, err e
 	if r.Header.Get("Inference-Header-Content-Length") != "" {
 		return nil, badRequest("the binary tensor extension is not served here; send the tensors as JSON, or use gRPC")
 	}
-	var req Request
-	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody)).Decode(&req); err != nil {
-		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			return nil, err
-		}
-		return nil, badRequest("request is not JSON as the protocol wants it: %v", err)
-	}
-	if len(req.Inputs) != 1 {
-		return nil, badRequest("request has %d inputs, the model takes 1, %q", len(req.Inputs), inputName)
+	req, err := s.readRequest(r)
+	if err != nil {
+		return nil, err
 	}
 	in := req.Inputs[0]
-	values, err := flatten(in.Data)
-	if err != nil {
-		return nil, badRequest("input %q: %v", in.Name, err)
-	}
-	rows, err := s.model.rows(in.Name, in.Datatype, in.Shape, len(values))
+	rows, err := s.model.rows(in.Name, in.Datatype, in.Shape.value, len(in.Data.values))
 	if err != nil {
 		return nil, err
 	}
 	var names []string
-	for _, o := range req.Outputs {
+	for _, o := range req.Outputs.value {
 		names = append(names, o.Name)
 	}
 	probs, class, err := wanted(names)
 	if err != nil {
 		return nil, err
 	}
-	a, err := s.model.infer(values, rows)
+	a, err := s.model.infer(in.Data.values, rows)
 	if err != nil {
 		return nil, err
 	}
@@ -194,31 +181,4 @@ func (res *Response) add(name, datatype string, shape []int64, data any) error {
 	}
 	res.Outputs = append(res.Outputs, Tensor{Name: name, Datatype: datatype, Shape: shape, Data: raw})
 	return nil
-}
-
-// flatten reads an array of numbers, nested or not, in the order they stand.
-// json.RawMessage is valid JSON, so brackets and commas need no checking.
-func flatten(raw json.RawMessage) ([]float32, error) {
-	if len(raw) == 0 || raw[0] != '[' {
-		return nil, errors.New("data is not an array of numbers")
-	}
-	var out []float32
-	for i := 0; i < len(raw); {
-		switch c := raw[i]; c {
-		case '[', ']', ',', ' ', '\t', '\r', '\n':
-			i++
-		default:
-			end := i
-			for end < len(raw) && raw[end] != ',' && raw[end] != ']' && raw[end] > ' ' {
-				end++
-			}
-			v, err := strconv.ParseFloat(string(raw[i:end]), 32)
-			if err != nil {
-				return nil, fmt.Errorf("data value %d, %.20q, is not a number that fits", len(out), raw[i:end])
-			}
-			out = append(out, float32(v))
-			i = end
-		}
-	}
-	return out, nil
 }

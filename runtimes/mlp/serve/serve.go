@@ -46,7 +46,7 @@ func (s *Server) Handler() http.Handler { return s.routes() }
 // what is under way within grace, and returns nil. rpcs may be nil.
 func (s *Server) Run(ctx context.Context, web, rpcs net.Listener, drain, grace time.Duration) error {
 	h := &http.Server{Handler: s.Handler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
-	g := grpc.NewServer(grpc.MaxRecvMsgSize(maxBody))
+	g := grpc.NewServer(grpc.MaxRecvMsgSize(int(s.model.maxBody())))
 	oip.RegisterGRPCInferenceServiceServer(g, rpc{s: s})
 	eg, ctx := errgroup.WithContext(ctx)
 	eg.Go(func() error {

@@ -4,11 +4,14 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"math"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -22,20 +25,27 @@ import (
 	"github.com/ferryos/ferry/runtimes/mlp/oip"
 )
 
-// start serves a network of 4 inputs and 3 classes on real sockets.
-func start(t *testing.T) (base string, rpcs oip.GRPCInferenceServiceClient) {
+// network is one of 4 inputs and 3 classes.
+func network(t *testing.T) *nn.Network {
 	t.Helper()
-	network, err := nn.New([]int{4, 5, 3}, nn.ReLU, 1)
+	n, err := nn.New([]int{4, 5, 3}, nn.ReLU, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return n
+}
+
+// start serves a network on real sockets.
+func start(t *testing.T) (base string, rpcs oip.GRPCInferenceServiceClient) {
+	t.Helper()
 	var ls [2]net.Listener
 	for i := range ls {
+		var err error
 		if ls[i], err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 			t.Fatal(err)
 		}
 	}
-	s := New(&Model{Name: "digits", Version: "v1", Net: network}, slog.New(slog.DiscardHandler))
+	s := New(&Model{Name: "digits", Version: "v1", Net: network(t)}, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx, ls[0], ls[1], 0, 10*time.Second) }()
@@ -111,6 +121,88 @@ func TestREST(t *testing.T) {
 				t.Errorf("got %d %s, want %d with %s", status, body, tc.status, tc.want)
 			}
 		})
+	}
+}
+
+// TestTooLarge has a request for more samples than are served at a time, and
+// ones that would take many times their length in memory.
+func TestTooLarge(t *testing.T) {
+	base, _ := start(t)
+	url := base + "/v2/models/digits/infer"
+	full := func(rows int, number string) string {
+		data := strings.TrimSuffix(strings.Repeat(number+",", rows*4), ",")
+		return fmt.Sprintf(`{"inputs":[{"name":"input","shape":[%d,4],"datatype":"FP32","data":[%s]}]}`, rows, data)
+	}
+	limit := int((&Model{Net: network(t)}).maxBody())
+	list := func(of string) string {
+		return strings.TrimSuffix(strings.Repeat(of+",", (limit-200)/(len(of)+1)), ",")
+	}
+	for _, tc := range []struct {
+		name, body string
+		status     int
+		want       string
+	}{
+		{"the most samples", full(maxRows, "0.123456789"), 200, `"class"`},
+		{"longer numbers, fewer samples", full(maxRows/2, "0.00392156862745098"), 200, `"class"`},
+		{"a sample too many", full(maxRows+1, "0"), 400, "more than 16384 values"},
+		{"too long", full(2*maxRows, "0.123456789"), 413, "the most for samples of 4 values: send fewer"},
+		{"many inputs", `{"inputs":[` + list("{}") + `]}`, 400, "more than 1 input"},
+		{"many values", `{"inputs":[{"name":"input","shape":[1,4],"datatype":"FP32","data":[` + list("0") + `]}]}`, 400, "more than 16384 values"},
+		{"many dimensions", `{"inputs":[{"name":"input","shape":[` + list("1") + `],"datatype":"FP32","data":[1]}]}`, 400, "too long"},
+		{"many outputs", `{"outputs":[` + list("{}") + `]}`, 400, "too long"},
+		{"many of what is not known", `{"x":[` + list("{}") + `]}`, 400, "0 inputs"},
+	} {
+		for _, chunked := range []bool{false, true} {
+			t.Run(fmt.Sprint(tc.name, ", chunked=", chunked), func(t *testing.T) {
+				var body io.Reader = strings.NewReader(tc.body)
+				if chunked {
+					body = io.MultiReader(body) // of unknown length
+				}
+				res, err := http.Post(url, "application/json", body)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer res.Body.Close()
+				answer, err := io.ReadAll(res.Body)
+				if err != nil || res.StatusCode != tc.status || !strings.Contains(string(answer), tc.want) {
+					t.Errorf("got %d %.200s, %v, want %d with %s", res.StatusCode, answer, err, tc.status, tc.want)
+				}
+			})
+		}
+	}
+}
+
+// TestMemory measures what a request takes, whether it is answered or refused.
+func TestMemory(t *testing.T) {
+	h := New(&Model{Name: "digits", Version: "v1", Net: network(t)}, slog.New(slog.DiscardHandler))
+	limit := h.model.maxBody()
+	for _, tc := range []struct{ name, before, item, after string }{
+		{"inputs", `{"inputs":[`, "{}", `]}`},
+		{"values", `{"inputs":[{"name":"input","shape":[4096,4],"datatype":"FP32","data":[`, "0", `]}]}`},
+		{"shape", `{"inputs":[{"name":"input","shape":[`, "1", `]}]}`},
+		{"outputs", `{"outputs":[`, "{}", `]}`},
+	} {
+		items := strings.Repeat(tc.item+",", (int(limit)-len(tc.before)-len(tc.after))/(len(tc.item)+1))
+		body := tc.before + strings.TrimSuffix(items, ",") + tc.after
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		h.Handler().ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("POST", "/v2/models/digits/infer", strings.NewReader(body)))
+		runtime.ReadMemStats(&after)
+		if took := int64(after.TotalAlloc - before.TotalAlloc); took > 4*limit {
+			t.Errorf("%s: a request of %d bytes takes %d bytes of memory", tc.name, len(body), took)
+		}
+	}
+}
+
+func TestMaxBody(t *testing.T) {
+	for inputs, want := range map[int]int64{4: 4096*4*12 + 64<<10, 784: 4096*784*12 + 64<<10, 5000: 64 << 20} {
+		net, err := nn.New([]int{inputs, 2}, nn.ReLU, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := (&Model{Net: net}).maxBody(); got != want {
+			t.Errorf("%d inputs: %d bytes, want %d", inputs, got, want)
+		}
 	}
 }
 

@@ -105,7 +105,7 @@ func (c *container) reap() {
 	code := c.main.wait()
 	// Without a PID namespace of its own, what the main process leaves behind lives on.
 	if !c.ctr.Config().Namespaces.IsPrivate(configs.NEWPID) {
-		c.ctr.Signal(unix.SIGKILL)
+		_ = c.ctr.Signal(unix.SIGKILL) // there may be nothing left
 	}
 	c.main.drain()
 	c.mu.Lock()

@@ -64,10 +64,8 @@ func (s *server) events(conn *runner.Conn) {
 	}
 	s.watchers[w] = struct{}{}
 	s.mu.Unlock()
-	ctx, cancel := untilGone(conn)
-	defer cancel()
-	go func() {
-		<-ctx.Done()
+	go func() { // ends with the connection
+		<-whenGone(conn)
 		w.close()
 	}()
 	for {

@@ -63,7 +63,7 @@ func (c *container) startExec(conn *runner.Conn, r runner.ExecRequest) (*process
 	}
 	c.execs[r.ExecID] = p
 	c.mu.Unlock()
-	p.started = func() { conn.Write(runner.FrameStarted, nil) }
+	p.started = func() { _ = conn.Write(runner.FrameStarted, nil) } // the command runs also for a caller that is gone
 	p.out.attach(conn)
 	if err := p.start(c.ctr); err != nil {
 		c.mu.Lock()
@@ -124,7 +124,7 @@ func feed(conn *runner.Conn, p *process, stdin bool) {
 		case runner.FrameResize:
 			var size [2]uint
 			if json.Unmarshal(payload, &size) == nil {
-				p.resize(size)
+				_ = p.resize(size)
 			}
 		}
 	}

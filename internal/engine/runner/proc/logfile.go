@@ -4,13 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"strconv"
 	"sync"
 	"time"
 
 	"github.com/ferryos/ferry/internal/engine/crilog"
+	"github.com/ferryos/ferry/internal/logfile"
 )
 
 // maxLine is the longest line written as one entry; longer ones are cut into
@@ -73,14 +72,8 @@ func (l *logFile) write(entries []byte) {
 func (l *logFile) rotate() error {
 	l.file.Close()
 	l.file = nil
-	for i := l.maxFiles - 1; i > 0; i-- {
-		from := l.path
-		if i > 1 {
-			from += "." + strconv.Itoa(i-1)
-		}
-		if err := os.Rename(from, l.path+"."+strconv.Itoa(i)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return errors.Join(err, l.open())
-		}
+	if err := logfile.Shift(l.path, l.maxFiles); err != nil {
+		return errors.Join(err, l.open())
 	}
 	if l.maxFiles == 1 {
 		if err := os.Truncate(l.path, 0); err != nil {

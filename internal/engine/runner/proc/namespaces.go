@@ -89,6 +89,6 @@ func (s *sharedNamespaces) close() {
 	close(s.release)
 	if s.reaper != nil {
 		s.reaperIn.Close()
-		s.reaper.Wait()
+		_ = s.reaper.Wait()
 	}
 }

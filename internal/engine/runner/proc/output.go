@@ -12,15 +12,21 @@ import (
 
 // output is where a process's output goes: its log and whoever is attached. A
 // slow caller holds the process back, as a slow terminal does; one that hangs
-// up is let go.
+// up is let go. It does not hold back the process's end: what is still to come
+// then waits for the caller in its socket.
 type output struct {
 	log *logFile // nil: none
 
 	mu     sync.Mutex
 	conns  []*runner.Conn
+	hungUp bool // nobody is attached any more
 	closed bool
 	ended  chan struct{} // made by the first attach
 }
+
+// tail is more than the pipes of a process that has ended hold: 1 MiB each, if
+// it made them as large as it may.
+const tail = 3 << 20
 
 // copy copies a stream to its end.
 func (o *output) copy(stream string, from io.Reader) {
@@ -69,7 +75,7 @@ func (o *output) attach(c *runner.Conn) <-chan struct{} {
 			close(o.ended)
 		}
 	}
-	if !o.closed {
+	if !o.closed && !o.hungUp {
 		o.conns = append(o.conns, c)
 	}
 	return o.ended
@@ -79,6 +85,28 @@ func (o *output) detach(c *runner.Conn) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.conns = slices.DeleteFunc(o.conns, func(have *runner.Conn) bool { return have == c })
+}
+
+// makeRoom has what is still to come fit in the sockets of callers that do not
+// read, who find it there when they do, even after this process has ended.
+func (o *output) makeRoom() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, c := range o.conns {
+		if err := c.MakeRoom(tail); err != nil {
+			fmt.Fprintln(os.Stderr, "make room for the last output:", err) // hangUp lets the caller go
+		}
+	}
+}
+
+// hangUp lets all callers go, so that nothing waits for one that does not read.
+func (o *output) hangUp() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.hungUp = true
+	for _, c := range o.conns {
+		c.Close()
+	}
 }
 
 // close is called once nothing more is copied.

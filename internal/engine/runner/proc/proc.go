@@ -58,10 +58,7 @@ func serveHere() error {
 	logrus.SetLevel(logrus.WarnLevel)
 	// A runner idles for most of its life: keep its heap, and with it what each pod costs, small.
 	debug.SetGCPercent(50)
-	// What the terminal or init system of the daemon's user sends is not meant for
-	// containers. Caught and dropped, not ignored: what is ignored stays so in the
-	// containers' programs, and Ctrl-C would end none of them.
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
+	surviveSignals()
 	ready := os.NewFile(readyFD, "ready")
 	unix.CloseOnExec(readyFD)
 	s, err := newServer(".")
@@ -75,12 +72,25 @@ func serveHere() error {
 	return s.serve()
 }
 
+// surviveSignals drops what the terminal or init system of the daemon's user
+// sends: it is not meant for containers. The signals are caught and not
+// ignored, for an ignored one stays so in the programs of containers, whose
+// shells then cannot trap it.
+func surviveSignals() {
+	dropped := make(chan os.Signal, 1)
+	signal.Notify(dropped, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
+	go func() { // ends with the process
+		for range dropped {
+		}
+	}()
+}
+
 // reap is process 1 of a shared PID namespace: it waits for orphans, and ends
 // with the runner, whose end of the pipe on standard input then closes.
 func reap() {
 	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
 	go func() {
-		io.Copy(io.Discard, os.Stdin)
+		_, _ = io.Copy(io.Discard, os.Stdin)
 		os.Exit(0)
 	}()
 	child := make(chan os.Signal, 1)

@@ -19,7 +19,7 @@ import (
 )
 
 // drainTime is how long output may still come after a process ended: what it
-// left behind may hold its pipes open for ever.
+// left behind may hold its pipes open for ever, or a caller not take what there is.
 const drainTime = 2 * time.Second
 
 // process is a container's main process or one that was added by exec, with
@@ -177,7 +177,7 @@ func (p *process) startWithTerminal(ctr *libcontainer.Container) error {
 	term, err := receiveFile(ours)
 	if err != nil {
 		p.kill()
-		p.lib.Wait()
+		_, _ = p.lib.Wait()
 		return fmt.Errorf("terminal: %w", err)
 	}
 	p.term = term
@@ -218,11 +218,13 @@ func (p *process) wait() int {
 
 // drain waits for the last output and lets go of the process's files.
 func (p *process) drain() {
+	p.out.makeRoom()
 	copied := make(chan struct{})
 	go func() { p.copies.Wait(); close(copied) }()
 	select {
 	case <-copied:
 	case <-time.After(drainTime):
+		p.out.hangUp()
 	}
 	p.mu.Lock()
 	if p.stdin != nil {
@@ -238,7 +240,8 @@ func (p *process) drain() {
 	close(p.done)
 }
 
-func (p *process) kill() { p.lib.Signal(unix.SIGKILL) }
+// kill ends the process, unless it has ended.
+func (p *process) kill() { _ = p.lib.Signal(unix.SIGKILL) }
 
 func (p *process) resize(size [2]uint) error {
 	if p.term == nil {
@@ -262,7 +265,7 @@ func (p *process) write(b []byte) {
 	w := p.stdin
 	p.mu.Unlock()
 	if w != nil {
-		w.Write(b)
+		_, _ = w.Write(b)
 	}
 }
 
@@ -270,13 +273,16 @@ func (p *process) write(b []byte) {
 // would tell it, by ^D.
 func (p *process) endInput() {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	switch {
-	case p.stdin == nil:
-	case p.tty:
-		p.stdin.Write([]byte{4})
-	default:
-		p.stdin.Close()
+	w := p.stdin
+	if !p.tty {
 		p.stdin = nil
+	}
+	p.mu.Unlock()
+	switch {
+	case w == nil:
+	case p.tty:
+		_, _ = w.Write([]byte{4}) // may wait for the program to read, and drain for mu
+	default:
+		w.Close()
 	}
 }

@@ -1,7 +1,6 @@
 package proc
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -52,7 +52,7 @@ func (s *server) serve() error {
 		if err != nil {
 			select {
 			case <-s.closed:
-				s.calls.Wait()
+				s.finish()
 				return nil
 			default:
 				return fmt.Errorf("accept: %w", err)
@@ -62,17 +62,31 @@ func (s *server) serve() error {
 	}
 }
 
-// handle answers one call.
+// finishTime is how long calls get to be answered at the end: a caller may not
+// read its answer.
+const finishTime = time.Second
+
+// finish waits for the answers to the calls that are being served.
+func (s *server) finish() {
+	answered := make(chan struct{})
+	go func() { s.calls.Wait(); close(answered) }()
+	select {
+	case <-answered:
+	case <-time.After(finishTime):
+	}
+}
+
+// handle answers one call. A caller that is gone misses its answer.
 func (s *server) handle(raw *net.UnixConn) {
 	defer raw.Close()
 	conn := runner.NewConn(raw)
 	if err := checkPeer(raw); err != nil {
-		conn.WriteError(err)
+		_ = conn.WriteError(err)
 		return
 	}
 	req, err := conn.ReadRequest()
 	if err != nil {
-		conn.WriteError(err)
+		_ = conn.WriteError(err)
 		return
 	}
 	var result any
@@ -87,7 +101,7 @@ func (s *server) handle(raw *net.UnixConn) {
 	case runner.OpShutdown:
 		// Answered before the listener closes: the process may be gone right after.
 		s.killAll()
-		conn.WriteJSON(runner.FrameResult, nil)
+		_ = conn.WriteJSON(runner.FrameResult, nil)
 		s.close()
 		return
 	case runner.OpWait:
@@ -96,10 +110,10 @@ func (s *server) handle(raw *net.UnixConn) {
 		result, err = s.simple(req)
 	}
 	if err != nil {
-		conn.WriteError(err)
+		_ = conn.WriteError(err)
 		return
 	}
-	conn.WriteJSON(runner.FrameResult, result)
+	_ = conn.WriteJSON(runner.FrameResult, result)
 }
 
 // checkPeer lets only root in: who speaks here can start processes as root.
@@ -255,29 +269,30 @@ func (s *server) wait(conn *runner.Conn, body json.RawMessage) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := untilGone(conn)
-	defer cancel()
 	select {
 	case <-c.exited:
 		return c.exit, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	case <-whenGone(conn):
+		return nil, errGone
 	case <-s.closed:
 		return nil, errClosing
 	}
 }
 
-var errClosing = fault.New(fault.Unavailable, "the runner is shutting down")
+var (
+	errClosing = fault.New(fault.Unavailable, "the runner is shutting down")
+	errGone    = fault.New(fault.Unavailable, "the caller has hung up")
+)
 
-// untilGone returns a context that ends when the caller hangs up. Nothing else
-// may read from conn.
-func untilGone(conn *runner.Conn) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(context.Background())
+// whenGone returns a channel that is closed when the caller hangs up. Nothing
+// else may read from conn.
+func whenGone(conn *runner.Conn) <-chan struct{} {
+	gone := make(chan struct{})
 	go func() { // ends with the connection, which handle closes
-		conn.Read()
-		cancel()
+		_, _, _ = conn.Read()
+		close(gone)
 	}()
-	return ctx, cancel
+	return gone
 }
 
 // killAll kills every container and waits until all are gone.

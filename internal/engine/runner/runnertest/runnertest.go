@@ -3,6 +3,7 @@
 package runnertest
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,8 +28,7 @@ var build = sync.OnceValues(func() (string, error) {
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		os.RemoveAll(dir)
-		return string(out), err
+		return string(out), errors.Join(err, os.RemoveAll(dir))
 	}
 	return path, nil
 })
@@ -47,7 +47,7 @@ func Build(tb testing.TB) string {
 // Clean removes what Build built.
 func Clean() {
 	if path, err := build(); err == nil {
-		os.RemoveAll(filepath.Dir(path))
+		_ = os.RemoveAll(filepath.Dir(path)) // below the system's directory for such
 	}
 }
 

@@ -1,0 +1,121 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/ferryos/ferry/test/machine"
+)
+
+// containerRuns is how many containers each engine runs, in turns.
+const containerRuns = 20
+
+// containers measures `run --rm IMAGE true` beside Debian's Docker.
+func (b *bench) containers(m *machine.Machine) error {
+	docker, err := startDocker(m.Dir)
+	if err != nil {
+		return fmt.Errorf("docker, the peer: %w", err)
+	}
+	defer docker.stop()
+	tar, err := m.Command("ferry", "save", "box").Output()
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(m.Dir, "box.tar"), tar, 0o600); err != nil {
+		return err
+	}
+	if out, err := docker.command("load", "-i", filepath.Join(m.Dir, "box.tar")).CombinedOutput(); err != nil {
+		return fmt.Errorf("docker load: %w: %s", err, out)
+	}
+	var ours, theirs durations
+	for i := range containerRuns + 1 {
+		mine, err := timed(func() error { _, err := m.Run("ferry", "run", "--rm", "box", "true"); return err })
+		if err != nil {
+			return err
+		}
+		peer, err := timed(docker.command("run", "--rm", "box", "true").Run)
+		if err != nil {
+			return fmt.Errorf("docker run: %w", err)
+		}
+		if i > 0 { // the first of each warms up
+			ours, theirs = append(ours, mine), append(theirs, peer)
+		}
+	}
+	version, err := docker.command("version", "--format", "{{.Server.Version}}").Output()
+	if err != nil {
+		return err
+	}
+	b.add("`ferry run --rm IMAGE true`, whole process", "≤ 60 ms, ≤ 0.2 × docker", ours.String(),
+		fmt.Sprintf("docker %.9s: %s, ratio %.2f", version, theirs, ours.median().Seconds()/theirs.median().Seconds()))
+	return nil
+}
+
+// dockerd is a Docker daemon in network and mount namespaces of its own, so
+// that the machine does not notice it.
+type dockerd struct {
+	cmd  *exec.Cmd
+	host string
+	root string
+}
+
+// startDocker installs Debian's Docker if it is missing, and starts it.
+func startDocker(dir string) (*dockerd, error) {
+	if _, err := os.Stat("/usr/sbin/dockerd"); err != nil {
+		fmt.Println("installing docker.io, to measure beside it")
+		if out, err := exec.Command("sh", "-c", "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends docker.io iptables").CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("install docker.io: %w: %s", err, out)
+		}
+	}
+	d := &dockerd{root: filepath.Join(dir, "docker"), host: "unix://" + filepath.Join(dir, "docker.sock")}
+	in := func(name string) string { return filepath.Join(d.root, name) }
+	if err := os.MkdirAll(d.root, 0o711); err != nil {
+		return nil, err
+	}
+	log, err := os.Create(in("log"))
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	d.cmd = exec.Command("unshare", "--net", "--mount", "sh", "-c", `ip link set lo up && exec dockerd "$@"`, "dockerd",
+		"--data-root", in("data"), "--exec-root", in("exec"), "--pidfile", in("pid"), "-H", d.host,
+		"--cgroup-parent", d.cgroup(), "--containerd-namespace", "ferrybench", "--containerd-plugins-namespace", "ferrybench-plugins")
+	d.cmd.Stdout, d.cmd.Stderr = log, log
+	if err := d.cmd.Start(); err != nil {
+		return nil, err
+	}
+	for range 300 {
+		if d.command("version").Run() == nil {
+			return d, nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	text, _ := os.ReadFile(in("log"))
+	return nil, errors.Join(fmt.Errorf("dockerd does not come up: %s", text), d.stop())
+}
+
+func (d *dockerd) cgroup() string { return "/ferrybench" }
+
+// command is Debian's own client, of the daemon's version.
+func (d *dockerd) command(args ...string) *exec.Cmd {
+	return exec.Command("/usr/bin/docker", append([]string{"-H", d.host}, args...)...)
+}
+
+// stop ends the daemon and its containerd; its namespaces, with all mounts and links, go with it.
+func (d *dockerd) stop() error {
+	err := d.cmd.Process.Signal(syscall.SIGTERM)
+	if waitErr := d.cmd.Wait(); err == nil {
+		err = waitErr
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup/*" + d.cgroup(), "/sys/fs/cgroup" + d.cgroup()} {
+		dirs, _ := filepath.Glob(pattern)
+		for _, dir := range dirs {
+			os.Remove(dir)
+		}
+	}
+	return errors.Join(err, os.RemoveAll(d.root))
+}

@@ -1,0 +1,157 @@
+// Package e2e runs Ferry's real programs as a person would: each script of
+// testdata/script on a Ferry of its own. `go doc github.com/rogpeppe/go-internal/testscript`
+// tells the language; commands that this package adds are in the map below.
+//
+//	make e2e                      all scripts
+//	make e2e RUN=Scripts/crash    one
+package e2e
+
+import (
+	"errors"
+	"flag"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/ferryos/ferry/test/machine"
+)
+
+var bin = flag.String("bin", "../../bin", "directory of the programs under test")
+
+// key finds a script's machine in its environment's values.
+type key struct{}
+
+func TestScripts(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: it runs containers")
+	}
+	for _, name := range []string{"ferry", "ferryd", "ferry-runner", "kubectl", "images/mlp.tar"} {
+		if _, err := os.Stat(filepath.Join(*bin, name)); err != nil {
+			t.Fatalf("%v: run `make e2e`", err)
+		}
+	}
+	files, err := filepath.Glob("testdata/script/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scripts: %v", err)
+	}
+	for _, file := range files {
+		// testscript runs scripts in parallel, and kube-proxy's tables are the machine's.
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			testscript.Run(t, testscript.Params{Files: []string{file}, Setup: setUp, RequireExplicitExec: true, Cmds: map[string]func(*testscript.TestScript, bool, []string){
+				"waitfor": waitFor, "killdaemon": killDaemon, "poweroff": powerOff, "leftovers": leftovers, "record": record, "same": same, "listen": listen, "unlisten": unlisten,
+			}})
+		})
+	}
+}
+
+// setUp gives a script its machine, the examples and a static busybox to make images of.
+func setUp(env *testscript.Env) error {
+	m, err := machine.New(*bin)
+	if err != nil {
+		return err
+	}
+	env.Values[key{}], env.Values[listenerKey{}] = m, new(net.Listener)
+	env.Defer(func() {
+		t := env.T()
+		if v, ok := t.(interface{ Failed() bool }); ok && v.Failed() {
+			if log, err := os.ReadFile(filepath.Join(m.DataDir, "ferryd.log")); err == nil {
+				t.Log("ferryd.log ends with:\n" + string(log[max(0, len(log)-6000):]))
+			}
+		}
+		if err := m.Remove(); err != nil {
+			t.Log(err)
+			t.FailNow()
+		}
+	})
+	env.Vars = append(env.Vars, m.Env()...)
+	if err := exec.Command("cp", "-r", "../../examples", env.WorkDir).Run(); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Join(env.WorkDir, "box"), 0o755); err != nil {
+		return err
+	}
+	return exec.Command("cp", "/bin/busybox", filepath.Join(env.WorkDir, "box")).Run()
+}
+
+func machineOf(ts *testscript.TestScript) *machine.Machine { return ts.Value(key{}).(*machine.Machine) }
+
+// waitFor runs a command again and again: waitfor SECONDS COMMAND [ARG…].
+func waitFor(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) < 2 {
+		ts.Fatalf("usage: waitfor SECONDS COMMAND [ARG…]")
+	}
+	seconds, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	end := time.Now().Add(time.Duration(seconds) * time.Second)
+	for {
+		err := ts.Exec(args[1], args[2:]...)
+		if (err == nil) != neg {
+			return
+		}
+		if time.Now().After(end) {
+			ts.Fatalf("after %d s still: %v", seconds, err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// killDaemon ends ferryd with SIGKILL.
+func killDaemon(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(machineOf(ts).Kill()) }
+
+// powerOff leaves what a power cut leaves.
+func powerOff(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(machineOf(ts).PowerOff()) }
+
+type listenerKey struct{}
+
+// listen takes a TCP port of loopback: listen PORT. unlisten gives it back.
+func listen(ts *testscript.TestScript, _ bool, args []string) {
+	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", args[0]))
+	ts.Check(err)
+	*ts.Value(listenerKey{}).(*net.Listener) = l
+	ts.Defer(func() { l.Close() })
+}
+
+func unlisten(ts *testscript.TestScript, _ bool, _ []string) {
+	ts.Check((*ts.Value(listenerKey{}).(*net.Listener)).Close())
+}
+
+// leftovers fails if a Ferry that is down has left anything but its data.
+func leftovers(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(machineOf(ts).Leftovers()) }
+
+// state is the machine's settings. Interfaces, tables and mounts are for
+// leftovers, which tells a Ferry's own from others'.
+func state() (string, error) {
+	out, err := exec.Command("sh", "-c", `
+		cd /proc/sys
+		grep . vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops kernel/keys/root_max* \
+			net/ipv4/ip_forward net/ipv4/conf/all/* net/ipv4/conf/default/* net/bridge/* 2>/dev/null`).Output()
+	if len(out) == 0 {
+		return "", err
+	}
+	return string(out), nil
+}
+
+// record keeps the machine's settings for same.
+func record(ts *testscript.TestScript, _ bool, _ []string) {
+	now, err := state()
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs("machine-state"), []byte(now), 0o600))
+}
+
+// same fails if the machine's settings are not as at record.
+func same(ts *testscript.TestScript, _ bool, _ []string) {
+	was, err := os.ReadFile(ts.MkAbs("machine-state"))
+	ts.Check(err)
+	now, err := state()
+	ts.Check(err)
+	if now != string(was) {
+		ts.Check(errors.New("the machine is not as it was:\n--- before\n" + string(was) + "\n--- now\n" + now))
+	}
+}

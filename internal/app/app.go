@@ -81,6 +81,9 @@ func run(ctx context.Context, progress *progress, stderr io.Writer) error {
 	if err := checkRoom(cfg.DataDir); err != nil {
 		return err
 	}
+	if err := useTempDir(cfg); err != nil {
+		return fmt.Errorf("temporary directory: %w", err)
+	}
 	parts, err := newParts(cfg, log, progress)
 	if err != nil {
 		return err

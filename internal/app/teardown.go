@@ -62,7 +62,8 @@ func (p *parts) endPods(ctx context.Context) error {
 // putBack undoes what was changed on the machine, once no container runs and
 // the parts have stopped.
 func (p *parts) putBack(ctx context.Context, cfg config.Config, log *slog.Logger) error {
-	return errors.Join(p.network.Teardown(ctx), kube.Teardown(ctx, kubeOptions(cfg, log)), removeCgroups(cfg.CgroupParent), removeRunDir(cfg.RunDir))
+	return errors.Join(p.network.Teardown(ctx), kube.Teardown(ctx, kubeOptions(cfg, log)), removeCgroups(cfg.CgroupParent),
+		removeContent(cfg.RunDir, instance.LockName), clearTempDir(cfg))
 }
 
 // removeCgroups removes the cgroups at and below parent in every hierarchy. No
@@ -91,10 +92,10 @@ func removeCgroups(parent string) error {
 	return errors.Join(errs...)
 }
 
-// removeRunDir removes what ends with the boot, but for the lock that is held.
-// A directory that still has a mount in it is left and reported: what is
-// mounted, a stopped container's files say, is not ours to delete.
-func removeRunDir(dir string) error {
+// removeContent removes what is in a directory, but for the entry to keep. What
+// still has a mount in it is left and reported: what is mounted, a stopped
+// container's files say, is not ours to delete.
+func removeContent(dir, keep string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
@@ -107,7 +108,7 @@ func removeRunDir(dir string) error {
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
 		switch {
-		case e.Name() == instance.LockName:
+		case e.Name() == keep:
 		case strings.Contains(string(mounts), " "+path+"/"), strings.Contains(string(mounts), " "+path+" "):
 			errs = append(errs, fmt.Errorf("something is still mounted in %s", path))
 		default:

@@ -248,6 +248,9 @@ func (e *Engine) UpdateContainer(ctx context.Context, id string, r Resources) er
 	c.op.Lock()
 	defer c.op.Unlock()
 	s := c.snapshot()
+	if c.pod.unreachable() && s.State.alive() {
+		return c.pod.errNoAnswer()
+	}
 	if client := c.pod.client(); client != nil && s.State.alive() {
 		if !e.machine.hugetlb {
 			r.HugePages = nil

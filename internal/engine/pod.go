@@ -236,8 +236,10 @@ func (e *Engine) StopAll(ctx context.Context, most time.Duration) error {
 	var wg sync.WaitGroup
 	for i, p := range pods {
 		wg.Go(func() {
-			errs[i] = e.stopContainers(ctx, p.ID, most)
-			errs[i] = errors.Join(errs[i], e.StopPod(ctx, p.ID)) // kills what could not be asked
+			asked := e.stopContainers(ctx, p.ID, most)
+			if err := e.StopPod(ctx, p.ID); err != nil { // else what could not be asked is killed
+				errs[i] = errors.Join(asked, err)
+			}
 		})
 	}
 	wg.Wait()

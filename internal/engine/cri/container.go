@@ -21,6 +21,11 @@ import (
 
 // CreateContainer makes a container in a pod.
 func (s *Service) CreateContainer(ctx context.Context, podID string, config *runtimeapi.ContainerConfig, _ *runtimeapi.PodSandboxConfig) (string, error) {
+	leave, err := s.gate.enter()
+	if err != nil {
+		return "", err
+	}
+	defer leave()
 	p, err := s.pod(ctx, podID)
 	if err != nil {
 		return "", err
@@ -56,6 +61,11 @@ func (s *Service) CreateContainer(ctx context.Context, podID string, config *run
 
 // StartContainer starts a created container.
 func (s *Service) StartContainer(ctx context.Context, id string) error {
+	leave, err := s.gate.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
 	c, err := s.container(ctx, id)
 	if err != nil {
 		return err
@@ -69,6 +79,11 @@ func (s *Service) StartContainer(ctx context.Context, id string) error {
 
 // StopContainer stops a container within timeout seconds. Idempotent.
 func (s *Service) StopContainer(ctx context.Context, id string, timeout int64) error {
+	leave, err := s.gate.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
 	c, err := s.container(ctx, id)
 	if err != nil {
 		return ignoreNotFound(err)
@@ -78,6 +93,11 @@ func (s *Service) StopContainer(ctx context.Context, id string, timeout int64) e
 
 // RemoveContainer removes a container, killing it if it runs. Idempotent.
 func (s *Service) RemoveContainer(ctx context.Context, id string) error {
+	leave, err := s.gate.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
 	c, err := s.container(ctx, id)
 	if err != nil {
 		return ignoreNotFound(err)

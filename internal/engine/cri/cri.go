@@ -53,6 +53,7 @@ type Service struct {
 	http    *http.Server
 	served  chan struct{}
 	making  names
+	gate    gate
 }
 
 // names are the names of the pods and containers that are being made, so that
@@ -111,8 +112,14 @@ func (s *Service) Start(context.Context) error {
 	return nil
 }
 
-// Stop ends the streaming server and the streams.
-func (s *Service) Stop(context.Context) error {
+// stopTime is how long calls under way get to end.
+const stopTime = time.Second
+
+// Stop ends the streaming server and the streams, and refuses changes from then on.
+func (s *Service) Stop(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, stopTime)
+	defer cancel()
+	s.gate.close(ctx)
 	err := s.http.Close()
 	<-s.served
 	return err

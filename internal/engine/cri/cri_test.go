@@ -243,3 +243,19 @@ func TestEvents(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// The kubelet goes on after the runtime has stopped, until the process ends.
+func TestNothingChangesAfterStop(t *testing.T) {
+	m := enginetest.New(t)
+	rt := cri.New(cri.Options{Engine: m.Engine, Version: "0.0.0-test", Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	ctx := t.Context()
+	if err := errors.Join(rt.Start(ctx), rt.Stop(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	_, runErr := rt.RunPodSandbox(ctx, &runtimeapi.PodSandboxConfig{}, "")
+	for call, err := range map[string]error{"run pod": runErr, "start container": rt.StartContainer(ctx, "x"), "remove pod": rt.RemovePodSandbox(ctx, "x")} {
+		if status.Code(err) != codes.Unavailable {
+			t.Errorf("%s after stop: %v, want Unavailable", call, err)
+		}
+	}
+}

@@ -75,6 +75,11 @@ func (s *Service) ImageStatus(ctx context.Context, image *runtimeapi.ImageSpec, 
 
 // PullImage fetches an image or artifact and returns its ID.
 func (s *Service) PullImage(ctx context.Context, image *runtimeapi.ImageSpec, auth *runtimeapi.AuthConfig, _ *runtimeapi.PodSandboxConfig) (string, error) {
+	leave, err := s.gate.enter()
+	if err != nil {
+		return "", err
+	}
+	defer leave()
 	name := image.GetImage()
 	if strings.HasPrefix(name, bundledHost) {
 		img, err := s.opt.Engine.Images().Image(ctx, name)

@@ -17,6 +17,11 @@ import (
 
 // RunPodSandbox makes a pod.
 func (s *Service) RunPodSandbox(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
+	leave, err := s.gate.enter()
+	if err != nil {
+		return "", err
+	}
+	defer leave()
 	spec, err := podSpec(config, handler)
 	if err != nil {
 		return "", asStatus(err)
@@ -84,6 +89,11 @@ func portMappings(in []*runtimeapi.PortMapping) ([]network.PortMapping, error) {
 
 // StopPodSandbox ends what runs in a pod. Idempotent.
 func (s *Service) StopPodSandbox(ctx context.Context, id string) error {
+	leave, err := s.gate.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
 	p, err := s.pod(ctx, id)
 	if err != nil {
 		return ignoreNotFound(err)
@@ -93,6 +103,11 @@ func (s *Service) StopPodSandbox(ctx context.Context, id string) error {
 
 // RemovePodSandbox removes a pod. Idempotent.
 func (s *Service) RemovePodSandbox(ctx context.Context, id string) error {
+	leave, err := s.gate.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
 	p, err := s.pod(ctx, id)
 	if err != nil {
 		return ignoreNotFound(err)

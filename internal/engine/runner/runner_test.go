@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -169,7 +170,7 @@ func TestProgramsThatCannotStart(t *testing.T) {
 func TestSeccompCache(t *testing.T) {
 	h := newHarness(t, runner.SetupRequest{})
 	cache := filepath.Join(h.dir, "..", "..", "seccomp")
-	const script = `head -c0 /proc/self/status; cat /proc/self/status | while read k v; do case $k in Seccomp*) echo $k $v;; esac; done
+	const script = `exec 2>&1; head -c0 /proc/self/status; cat /proc/self/status | while read k v; do case $k in Seccomp*) echo $k $v;; esac; done
 unshare -m true; echo unshare $?; mkdir /tmp/x; echo mkdir $?; ls /proc/self/fd | wc -l`
 	var outs []string
 	for _, id := range []string{"cold", "cached"} {
@@ -247,6 +248,32 @@ func TestExecAndTerminal(t *testing.T) {
 	if x, err := runner.ReadExit(h.dir, "c"); err != nil || x.Code != 137 {
 		t.Errorf("exit on disk = %+v, %v", x, err)
 	}
+}
+
+// TestExecLeavesProcess: what an exec leaves running, quiet or not, holds its
+// output open; the caller gets the exit code nevertheless.
+func TestExecLeavesProcess(t *testing.T) {
+	h := newHarness(t, runner.SetupRequest{})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := h.Create(ctx, runner.CreateRequest{ID: "c", Spec: h.spec(t, "c", "sleep", "1000")}); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Start(ctx, "c"); err != nil {
+		t.Fatal(err)
+	}
+	var both sync.WaitGroup
+	for i, left := range []string{"sleep 1000", "yes"} {
+		both.Go(func() {
+			p := h.spec(t, "c").Process
+			p.Args = []string{"sh", "-c", left + " & exit 3"}
+			code, err := h.Exec(ctx, runner.ExecRequest{ContainerID: "c", ExecID: fmt.Sprint(i), Process: p}, runner.Streams{Stdout: io.Discard})
+			if err != nil || code != 3 {
+				t.Errorf("%s: code %d, %v", left, code, err)
+			}
+		})
+	}
+	both.Wait()
 }
 
 func eventually(tb testing.TB, what string, ok func() bool) {

@@ -18,8 +18,9 @@ import (
 	"github.com/ferryos/ferry/internal/fault"
 )
 
-// drainTime is how long output may still come after a process ended: what it
-// left behind may hold its pipes open for ever, or a caller not take what there is.
+// drainTime is how long output may still come after a process ended, for what
+// it left behind may hold its pipes open for ever; and then how long a caller
+// gets to take what came.
 const drainTime = 2 * time.Second
 
 // process is a container's main process or one that was added by exec, with
@@ -221,11 +222,7 @@ func (p *process) drain() {
 	p.out.makeRoom()
 	copied := make(chan struct{})
 	go func() { p.copies.Wait(); close(copied) }()
-	select {
-	case <-copied:
-	case <-time.After(drainTime):
-		p.out.hangUp()
-	}
+	waitAtMost(copied, drainTime)
 	p.mu.Lock()
 	if p.stdin != nil {
 		p.stdin.Close()
@@ -233,11 +230,26 @@ func (p *process) drain() {
 	}
 	p.mu.Unlock()
 	for _, s := range p.readers {
-		s.file.Close() // ends a copy that the time ran out for
+		s.file.Close() // ends a copy that waits for more
 	}
-	p.copies.Wait()
+	if !waitAtMost(copied, drainTime) {
+		p.out.hangUp() // ends a copy that waits for a caller
+	}
+	<-copied
 	p.out.close()
 	close(p.done)
+}
+
+// waitAtMost reports whether done was closed within limit.
+func waitAtMost(done <-chan struct{}, limit time.Duration) bool {
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-done:
+		return true
+	case <-timer.C:
+		return false
+	}
 }
 
 // kill ends the process, unless it has ended.

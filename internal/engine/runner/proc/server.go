@@ -70,10 +70,7 @@ const finishTime = time.Second
 func (s *server) finish() {
 	answered := make(chan struct{})
 	go func() { s.calls.Wait(); close(answered) }()
-	select {
-	case <-answered:
-	case <-time.After(finishTime):
-	}
+	waitAtMost(answered, finishTime)
 }
 
 // handle answers one call. A caller that is gone misses its answer.

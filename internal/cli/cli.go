@@ -77,10 +77,11 @@ type codedError struct {
 
 func (e codedError) Unwrap() error { return e.error }
 
-// formatOf is the output format a command was called with, so that its error
-// comes in the same one.
+// formatOf is the output format that was asked for, so that the error comes in
+// the same one.
 func formatOf(cmd *cobra.Command) term.Format {
-	if f := cmd.Flags().Lookup("output"); f != nil {
+	// Other commands have an --output too: a file.
+	if f := cmd.Flags().Lookup("output"); f != nil && f.Changed && f.Annotations[formatFlag] != nil {
 		return term.Format(f.Value.String())
 	}
 	return term.Table
@@ -172,13 +173,22 @@ func usageError(cmd *cobra.Command, format string, args ...any) error {
 	return fault.New(fault.Invalid, format, args...).Hint("usage: %s", strings.TrimSpace(cmd.UseLine()))
 }
 
+// formatFlag annotates the -o of an outputFlag.
+const formatFlag = "ferry-format"
+
 // outputFlag is the -o of commands that read.
 type outputFlag struct{ format string }
 
 // addFlags adds -o to a command.
 func (o *outputFlag) addFlags(cmd *cobra.Command) {
-	cmd.Flags().StringVarP(&o.format, "output", "o", string(term.Table), "output `format`: table, json or yaml")
-	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
+	o.addFormats(cmd, "output `format`: table, json or yaml", "table", "json", "yaml")
+}
+
+// addFormats adds -o with these formats, of which the first is the default.
+func (o *outputFlag) addFormats(cmd *cobra.Command, usage string, formats ...string) {
+	cmd.Flags().StringVarP(&o.format, "output", "o", formats[0], usage)
+	_ = cmd.Flags().SetAnnotation("output", formatFlag, formats)
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
 }
 
 // show prints v as JSON or YAML, or calls table.

@@ -2,14 +2,19 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
+	"strconv"
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 
 	"github.com/ferryos/ferry/internal/fault"
+	"github.com/ferryos/ferry/internal/term"
 )
 
 func (e *env) psCommand() *cobra.Command {
@@ -77,45 +82,54 @@ func (e *env) startCommand() *cobra.Command {
 }
 
 func (e *env) stopCommand() *cobra.Command {
-	var seconds int
+	var grace stopTime
 	cmd := e.onContainers("stop", "Stop running containers", "  ferry stop -t 2 web",
 		func(ctx context.Context, c *client.Client, name string) error {
-			_, err := c.ContainerStop(ctx, name, client.ContainerStopOptions{Timeout: timeout(seconds)})
+			_, err := c.ContainerStop(ctx, name, client.ContainerStopOptions{Timeout: grace.seconds})
 			return err
 		})
-	addTimeFlag(cmd, &seconds)
+	grace.addFlag(cmd)
 	return cmd
 }
 
 func (e *env) restartCommand() *cobra.Command {
-	var seconds int
+	var grace stopTime
 	cmd := e.onContainers("restart", "Stop and start containers", "  ferry restart web",
 		func(ctx context.Context, c *client.Client, name string) error {
-			_, err := c.ContainerRestart(ctx, name, client.ContainerRestartOptions{Timeout: timeout(seconds)})
+			_, err := c.ContainerRestart(ctx, name, client.ContainerRestartOptions{Timeout: grace.seconds})
 			return err
 		})
-	addTimeFlag(cmd, &seconds)
+	grace.addFlag(cmd)
 	return cmd
-}
-
-// noTime is the value of a --time that was not given.
-const noTime = -2
-
-// addTimeFlag adds --time to a command. Its text tells what holds without it.
-func addTimeFlag(cmd *cobra.Command, seconds *int) {
-	cmd.Flags().IntVarP(seconds, "time", "t", noTime, "`seconds` to wait before killing; -1 waits for ever; without it the container's own time, or 10")
-	hideDefault(cmd, "time")
 }
 
 // hideDefault keeps a default that only says "not given" out of the help text.
 func hideDefault(cmd *cobra.Command, flag string) { cmd.Flags().Lookup(flag).DefValue = "0" }
 
-// timeout is nil, the container's own, unless the flag was given.
-func timeout(seconds int) *int {
-	if seconds < -1 {
-		return nil
+// stopTime is a flag; without it the container's own time holds.
+type stopTime struct{ seconds *int }
+
+func (s *stopTime) addFlag(cmd *cobra.Command) {
+	cmd.Flags().VarP(s, "time", "t", "`seconds` to wait before killing; -1 waits for ever; without it the container's own time, or 10")
+}
+
+func (s *stopTime) Type() string { return "int" }
+
+func (s *stopTime) String() string {
+	if s.seconds == nil {
+		return ""
 	}
-	return &seconds
+	return strconv.Itoa(*s.seconds)
+}
+
+func (s *stopTime) Set(text string) error {
+	n, err := strconv.ParseInt(text, 10, 32)
+	if err != nil || n < -1 {
+		return errors.New("not a number of seconds")
+	}
+	seconds := int(n)
+	s.seconds = &seconds
+	return nil
 }
 
 func (e *env) killCommand() *cobra.Command {
@@ -141,32 +155,41 @@ func (e *env) rmCommand() *cobra.Command {
 }
 
 func (e *env) inspectCommand() *cobra.Command {
-	var output string
+	var output outputFlag
 	cmd := &cobra.Command{
 		Use: "inspect CONTAINER|IMAGE", Short: "Show everything about a container or an image", Args: exactly(1, "CONTAINER or IMAGE"),
 		Example: "  ferry inspect web\n  ferry inspect -o yaml digits:v1",
 		RunE: interruptible(func(ctx context.Context, args []string) error {
 			return e.withDocker(func(c *client.Client) error {
-				show := outputFlag{output}
+				show := func(v any) error {
+					return output.show(e.term, v, func() error { return e.term.Value(term.JSON, v) })
+				}
 				res, err := c.ContainerInspect(ctx, args[0], client.ContainerInspectOptions{})
 				if err == nil {
-					return show.show(e.term, res.Container, func() error { return e.term.Value("json", res.Container) })
+					return show(res.Container)
 				}
-				img, imgErr := c.ImageInspect(ctx, args[0])
-				if imgErr != nil {
-					return fault.New(kindOf(imgErr), "no container and no image is called %s", args[0]).Hint("see `ferry ps -a` and `ferry images`")
+				if !errdefs.IsNotFound(err) {
+					return err
 				}
-				return show.show(e.term, img.InspectResponse, func() error { return e.term.Value("json", img.InspectResponse) })
+				img, err := c.ImageInspect(ctx, args[0])
+				if errdefs.IsNotFound(err) {
+					return fault.New(fault.NotFound, "no container and no image is called %s", args[0]).Hint("see `ferry ps -a` and `ferry images`")
+				}
+				if err != nil {
+					return err
+				}
+				return show(img.InspectResponse)
 			})
 		}),
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "json", "output `format`: json or yaml")
+	output.addFormats(cmd, "output `format`: json or yaml", "json", "yaml")
 	return cmd
 }
 
 func (e *env) execCommand() *cobra.Command {
 	var opts client.ExecCreateOptions
 	var stdin bool
+	var env []string
 	cmd := &cobra.Command{
 		Use: "exec [flags] CONTAINER COMMAND [ARG…]", Short: "Run a command in a running container",
 		Example:           "  ferry exec web ls /data\n  ferry exec -it web sh",
@@ -174,13 +197,17 @@ func (e *env) execCommand() *cobra.Command {
 		ValidArgsFunction: e.completeContainers(false),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.Cmd, opts.AttachStdin, opts.AttachStdout, opts.AttachStderr = args[1:], stdin, true, true
+			var err error
+			if opts.Env, err = environment(env, os.LookupEnv); err != nil {
+				return err
+			}
 			return engineError(e.withDocker(func(c *client.Client) error { return e.runExec(cmd.Context(), c, args[0], opts) }))
 		},
 	}
 	cmd.Flags().SetInterspersed(false)
 	cmd.Flags().BoolVarP(&stdin, "interactive", "i", false, "connect standard input")
 	cmd.Flags().BoolVarP(&opts.TTY, "tty", "t", false, "give the command a terminal")
-	cmd.Flags().StringArrayVarP(&opts.Env, "env", "e", nil, "set `KEY=VALUE` in the environment")
+	cmd.Flags().StringArrayVarP(&env, "env", "e", nil, "set `KEY=VALUE` in the environment; KEY alone takes the value from here")
 	cmd.Flags().StringVarP(&opts.User, "user", "u", "", "run as `USER[:GROUP]`")
 	cmd.Flags().StringVarP(&opts.WorkingDir, "workdir", "w", "", "working `directory`")
 	cmd.Flags().BoolVar(&opts.Privileged, "privileged", false, "all capabilities")

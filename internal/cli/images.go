@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	imageref "github.com/distribution/reference"
 	"github.com/docker/go-units"
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
@@ -53,11 +54,23 @@ func (e *env) tagCommand() *cobra.Command {
 		Args: exactly(2, "IMAGE or NAME"), ValidArgsFunction: e.completeImages(false),
 		RunE: interruptible(func(ctx context.Context, args []string) error {
 			return e.withDocker(func(c *client.Client) error {
+				if err := checkName(args[1]); err != nil {
+					return err
+				}
 				_, err := c.ImageTag(ctx, client.ImageTagOptions{Source: args[0], Target: args[1]})
 				return err
 			})
 		}),
 	}
+}
+
+// checkName refuses what is no image's name before the client library does,
+// whose error tells less.
+func checkName(name string) error {
+	if _, err := imageref.ParseNormalizedNamed(name); err != nil {
+		return fault.New(fault.Invalid, "image name %s: %w", name, err).Hint("names look like registry:port/path/name:tag, in lower case")
+	}
+	return nil
 }
 
 func (e *env) rmiCommand() *cobra.Command {
@@ -98,6 +111,9 @@ func (e *env) pullCommand() *cobra.Command {
 // pull fetches an image and shows the registry's answer on standard error, or
 // on standard output if it is what was asked for.
 func (e *env) pull(ctx context.Context, c *client.Client, name string, beside bool) error {
+	if err := checkName(name); err != nil {
+		return err
+	}
 	res, err := c.ImagePull(ctx, name, client.ImagePullOptions{})
 	if err != nil {
 		return err
@@ -124,6 +140,9 @@ func (e *env) pushCommand() *cobra.Command {
 		Args: exactly(1, "IMAGE"), ValidArgsFunction: e.completeImages(false),
 		RunE: interruptible(func(ctx context.Context, args []string) error {
 			return e.withDocker(func(c *client.Client) error {
+				if err := checkName(args[0]); err != nil {
+					return err
+				}
 				// The daemon knows its own registry's credential; the client's is empty.
 				res, err := c.ImagePush(ctx, args[0], client.ImagePushOptions{RegistryAuth: "e30="})
 				if err != nil {

@@ -2,21 +2,29 @@ package cli
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
+	"time"
 
 	"sigs.k8s.io/yaml"
 
 	"github.com/ferryos/ferry/internal/fault"
 )
+
+// kubeTimeout is how long the Kubernetes API, which is on this machine, may take to take a connection.
+const kubeTimeout = 10 * time.Second
 
 func decodeJSON(data []byte, into any) error { return json.Unmarshal(data, into) }
 
@@ -61,8 +69,10 @@ func (e *env) kube() (*kubeClient, error) {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(kc.Clusters[0].Cluster.CA)
-	return &kubeClient{kc.Clusters[0].Cluster.Server, &http.Client{
-		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{cert}}}}}, nil
+	// No limit on the whole: a log may be followed for days.
+	return &kubeClient{kc.Clusters[0].Cluster.Server, &http.Client{Transport: &http.Transport{
+		DialContext: (&net.Dialer{Timeout: kubeTimeout}).DialContext, TLSHandshakeTimeout: kubeTimeout,
+		TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{cert}}}}}, nil
 }
 
 // get asks for a path; the caller closes the body.
@@ -93,6 +103,10 @@ func (k *kubeClient) get(ctx context.Context, path string, query url.Values) (io
 		kind = fault.NotFound
 	case http.StatusBadRequest:
 		kind = fault.Conflict // a container that is not there yet
+	case http.StatusUnauthorized, http.StatusForbidden:
+		kind = fault.Denied
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+		kind = fault.Unavailable
 	}
 	return nil, fault.New(kind, "%s", status.Message)
 }
@@ -137,6 +151,9 @@ func (k *kubeClient) pods(ctx context.Context, namespace, target string) ([]kube
 	}
 	var list struct{ Items []kubePod }
 	err = k.getJSON(ctx, base, url.Values{"labelSelector": {selector}}, &list)
+	slices.SortStableFunc(list.Items, func(a, b kubePod) int {
+		return cmp.Compare(a.Metadata.CreationTimestamp, b.Metadata.CreationTimestamp)
+	})
 	return list.Items, err
 }
 
@@ -152,17 +169,53 @@ func (k *kubeClient) selector(ctx context.Context, namespace, kind, name string)
 	}
 	var workload struct {
 		Spec struct {
-			Selector struct {
-				MatchLabels map[string]string `json:"matchLabels"`
-			} `json:"selector"`
+			Selector labelSelector `json:"selector"`
 		} `json:"spec"`
 	}
 	if err := k.getJSON(ctx, fmt.Sprintf(path, url.PathEscape(namespace), url.PathEscape(name)), nil, &workload); err != nil {
 		return "", err
 	}
+	text, err := workload.Spec.Selector.String()
+	if err != nil {
+		return "", fmt.Errorf("pods of %s/%s: %w", kind, name, err)
+	}
+	return text, nil
+}
+
+// labelSelector is a workload's selector of its pods.
+type labelSelector struct {
+	MatchLabels      map[string]string `json:"matchLabels"`
+	MatchExpressions []struct {
+		Key      string   `json:"key"`
+		Operator string   `json:"operator"`
+		Values   []string `json:"values"`
+	} `json:"matchExpressions"`
+}
+
+// String is the selector as a query has it. An empty one is an error: it would
+// select every pod.
+func (s labelSelector) String() (string, error) {
 	var terms []string
-	for key, value := range workload.Spec.Selector.MatchLabels {
-		terms = append(terms, key+"="+value)
+	for _, key := range slices.Sorted(maps.Keys(s.MatchLabels)) {
+		terms = append(terms, key+"="+s.MatchLabels[key])
+	}
+	for _, e := range s.MatchExpressions {
+		values := "(" + strings.Join(e.Values, ",") + ")"
+		switch e.Operator {
+		case "In":
+			terms = append(terms, e.Key+" in "+values)
+		case "NotIn":
+			terms = append(terms, e.Key+" notin "+values)
+		case "Exists":
+			terms = append(terms, e.Key)
+		case "DoesNotExist":
+			terms = append(terms, "!"+e.Key)
+		default:
+			return "", fault.New(fault.Unsupported, "the selector's operator %q is not known", e.Operator)
+		}
+	}
+	if len(terms) == 0 {
+		return "", fault.New(fault.Unsupported, "the selector is empty")
 	}
 	return strings.Join(terms, ","), nil
 }

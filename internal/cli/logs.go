@@ -42,13 +42,17 @@ func (e *env) logsCommand() *cobra.Command {
 }
 
 func (e *env) runLogs(ctx context.Context, opts logsOptions, name string) error {
+	query, err := opts.query()
+	if err != nil {
+		return err
+	}
 	if !strings.Contains(name, "/") {
 		err := e.withDocker(func(c *client.Client) error { return e.containerLogs(ctx, c, opts, name) })
 		if !fault.Is(err, fault.NotFound) {
 			return err
 		}
 	}
-	err := e.podLogs(ctx, opts, name)
+	err = e.podLogs(ctx, opts, query, name)
 	if fault.Is(err, fault.NotFound) {
 		return fault.New(fault.NotFound, "no container and no pod or workload is called %s", name).
 			Hint("see `ferry ps -a` and `kubectl get pods -A`")
@@ -76,12 +80,8 @@ func (e *env) containerLogs(ctx context.Context, c *client.Client, opts logsOpti
 
 // podLogs shows the logs of all pods that name means, each line after its
 // pod's name if there are several.
-func (e *env) podLogs(ctx context.Context, opts logsOptions, name string) error {
+func (e *env) podLogs(ctx context.Context, opts logsOptions, query url.Values, name string) error {
 	k, err := e.kube()
-	if err != nil {
-		return err
-	}
-	query, err := opts.query()
 	if err != nil {
 		return err
 	}

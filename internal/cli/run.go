@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/moby/moby/api/types/container"
@@ -60,6 +61,9 @@ func (e *env) runRun(ctx context.Context, opts runOptions, args []string) error 
 	if err != nil {
 		return err
 	}
+	if !slices.Contains([]string{"missing", "always", "never"}, opts.pull) {
+		return fault.New(fault.Invalid, "--pull %s is not known", opts.pull).Hint("use missing, always or never")
+	}
 	if opts.detach {
 		req.Config.AttachStdin, req.Config.AttachStdout, req.Config.AttachStderr, req.Config.StdinOnce = false, false, false, false
 	}
@@ -103,14 +107,10 @@ func engineError(err error) error {
 
 // create makes the container, pulling its image if that is wanted.
 func (e *env) create(ctx context.Context, c *client.Client, req client.ContainerCreateOptions, pull string) (string, error) {
-	switch pull {
-	case "missing", "never":
-	case "always":
-		if err := e.pull(ctx, c, req.Config.Image, false); err != nil {
+	if pull == "always" {
+		if err := e.pull(ctx, c, req.Config.Image, true); err != nil {
 			return "", err
 		}
-	default:
-		return "", fault.New(fault.Invalid, "--pull %s is not known", pull).Hint("use missing, always or never")
 	}
 	res, err := c.ContainerCreate(ctx, req)
 	if missing := e.dockerError(err); pull == "missing" && fault.Is(missing, fault.NotFound) && strings.Contains(missing.Error(), "No such image") {
@@ -149,12 +149,6 @@ func (e *env) runAttached(ctx context.Context, c *client.Client, id string, req 
 		return err
 	}
 	defer streams.restore()
-	if _, err := c.ContainerStart(ctx, id, client.ContainerStartOptions{}); err != nil {
-		if req.HostConfig.AutoRemove {
-			_ = awaitRemoval(wait) // why it could not start says more
-		}
-		return err
-	}
 	stop := e.proxySignals(tty, func(sig string) {
 		// The container may have ended already.
 		_, _ = c.ContainerKill(ctx, id, client.ContainerKillOptions{Signal: sig})
@@ -162,6 +156,12 @@ func (e *env) runAttached(ctx context.Context, c *client.Client, id string, req 
 		_, _ = c.ContainerResize(ctx, id, client.ContainerResizeOptions(size))
 	})
 	defer stop()
+	if _, err := c.ContainerStart(ctx, id, client.ContainerStartOptions{}); err != nil {
+		if req.HostConfig.AutoRemove {
+			_ = awaitRemoval(wait) // why it could not start says more
+		}
+		return err
+	}
 	if err := streams.wait(); err != nil {
 		return err
 	}

@@ -1,10 +1,9 @@
 package cli
 
 import (
-	"bufio"
 	"cmp"
 	"fmt"
-	"math/big"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -74,6 +73,9 @@ func (o *createFlags) addFlags(cmd *cobra.Command) {
 	f.StringArrayVar(&o.securityOpts, "security-opt", nil, "security `option`: no-new-privileges, seccomp=unconfined|FILE")
 }
 
+// maxCPUs is more than any machine has.
+const maxCPUs = 1 << 20
+
 // flagError names the flag and the value that cannot be used.
 func flagError(name, value string, err error) error {
 	return fault.New(fault.Invalid, "--%s %s: %w", name, value, err).Hint("`ferry run --help` shows how to write it")
@@ -109,36 +111,46 @@ func (o *createFlags) request(args []string, entrypointSet bool, getenv func(str
 }
 
 func (o *createFlags) environment(c *container.Config, getenv func(string) (string, bool)) error {
-	lines := []string{}
+	var lines []string
 	for _, path := range o.envFiles {
-		f, err := os.Open(path)
+		data, err := os.ReadFile(path)
 		if err != nil {
 			return flagError("env-file", path, err)
 		}
-		defer f.Close()
-		for s := bufio.NewScanner(f); s.Scan(); {
-			if line := strings.TrimLeft(s.Text(), " \t"); line != "" && line[0] != '#' {
+		for line := range strings.Lines(string(data)) {
+			if line = strings.TrimLeft(strings.TrimRight(line, "\r\n"), " \t"); line != "" && line[0] != '#' {
 				lines = append(lines, line)
 			}
 		}
 	}
-	for _, v := range append(lines, o.env...) {
+	var err error
+	c.Env, err = environment(append(lines, o.env...), getenv)
+	return err
+}
+
+// environment completes names without a value by this process's.
+func environment(list []string, getenv func(string) (string, bool)) ([]string, error) {
+	var out []string
+	for _, v := range list {
 		key, _, set := strings.Cut(v, "=")
 		if key == "" {
-			return flagError("env", v, fmt.Errorf("the name is empty"))
+			return nil, flagError("env", v, fmt.Errorf("the name is empty"))
 		}
 		if set {
-			c.Env = append(c.Env, v)
+			out = append(out, v)
 		} else if value, ok := getenv(key); ok {
-			c.Env = append(c.Env, key+"="+value)
+			out = append(out, key+"="+value)
 		}
 	}
-	return nil
+	return out, nil
 }
 
 func (o *createFlags) identity(c *container.Config, h *container.HostConfig) error {
 	for _, l := range o.labels {
 		key, value, _ := strings.Cut(l, "=")
+		if key == "" {
+			return flagError("label", l, fmt.Errorf("the name is empty"))
+		}
 		if c.Labels == nil {
 			c.Labels = map[string]string{}
 		}
@@ -208,7 +220,6 @@ func parseMount(spec string) (mount.Mount, error) {
 	m := mount.Mount{Type: mount.TypeBind}
 	for field := range strings.SplitSeq(spec, ",") {
 		key, value, hasValue := strings.Cut(field, "=")
-		on := !hasValue || value == "true" || value == "1"
 		var err error
 		switch strings.ToLower(key) {
 		case "type":
@@ -218,7 +229,10 @@ func parseMount(spec string) (mount.Mount, error) {
 		case "target", "dst", "destination":
 			m.Target = value
 		case "readonly", "ro":
-			m.ReadOnly = on
+			m.ReadOnly = true
+			if hasValue {
+				m.ReadOnly, err = strconv.ParseBool(value)
+			}
 		case "bind-propagation":
 			m.BindOptions = &mount.BindOptions{Propagation: mount.Propagation(value)}
 		case "image-subpath":
@@ -273,12 +287,11 @@ func (o *createFlags) limits(_ *container.Config, h *container.HostConfig) error
 		*f.to = n
 	}
 	if o.cpus != "" {
-		cpus, ok := new(big.Rat).SetString(o.cpus)
-		if !ok || cpus.Sign() <= 0 {
+		cpus, err := strconv.ParseFloat(o.cpus, 64)
+		if err != nil || !(cpus > 0 && cpus < maxCPUs) {
 			return flagError("cpus", o.cpus, fmt.Errorf("not a positive number"))
 		}
-		nano := cpus.Mul(cpus, big.NewRat(1e9, 1))
-		h.NanoCPUs = new(big.Int).Quo(nano.Num(), nano.Denom()).Int64()
+		h.NanoCPUs = max(1, int64(math.Round(cpus*1e9))) // 0 would be no limit
 	}
 	if o.pidsLimit != 0 {
 		h.PidsLimit = &o.pidsLimit

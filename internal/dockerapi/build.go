@@ -2,6 +2,7 @@ package dockerapi
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 
@@ -19,22 +20,22 @@ func (s *Server) grpc(w http.ResponseWriter, r *http.Request) error {
 	if proto := r.Header.Get("Upgrade"); proto != "h2c" {
 		return fault.New(fault.Invalid, "/grpc upgrades to h2c alone, not to %q", proto)
 	}
-	conn, buf, err := http.NewResponseController(w).Hijack()
+	conn, in, err := takeOver(w)
 	if err != nil {
-		return fmt.Errorf("take over the connection: %w", err)
+		return err
 	}
 	defer conn.Close()
 	if _, err := fmt.Fprint(conn, "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"); err != nil {
 		return err
 	}
-	s.opt.Builder.ServeGRPC(r.Context(), buffered{conn, buf.Reader})
+	s.opt.Builder.ServeGRPC(r.Context(), buffered{conn, in})
 	return nil
 }
 
 // buffered is a connection whose first bytes the HTTP server has read already.
 type buffered struct {
 	net.Conn
-	r interface{ Read([]byte) (int, error) }
+	r io.Reader
 }
 
 func (b buffered) Read(p []byte) (int, error) { return b.r.Read(p) }

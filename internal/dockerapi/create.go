@@ -6,18 +6,24 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"path"
 	"runtime"
 	"strings"
 
 	"github.com/moby/moby/api/types/container"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ferryos/ferry/internal/fault"
 )
 
 func (s *Server) containerCreate(w http.ResponseWriter, r *http.Request) error {
 	ctx := r.Context()
-	var req container.CreateRequest
-	if err := readJSON(r, &req); err != nil {
+	var body json.RawMessage
+	if err := readJSON(r, &body); err != nil {
+		return err
+	}
+	req, err := parseCreate(body)
+	if err != nil {
 		return err
 	}
 	if req.Config == nil || req.Image == "" {
@@ -26,8 +32,8 @@ func (s *Server) containerCreate(w http.ResponseWriter, r *http.Request) error {
 	if req.HostConfig == nil {
 		req.HostConfig = &container.HostConfig{}
 	}
-	if p := param(r, "platform"); p != "" && !ownPlatform(p) {
-		return fault.New(fault.Unsupported, "platform %s is not that of this machine, linux/%s", p, runtime.GOARCH)
+	if err := checkPlatform(r); err != nil {
+		return err
 	}
 	image, err := s.opt.Engine.Images().Image(ctx, req.Image)
 	if fault.Is(err, fault.NotFound) {
@@ -42,7 +48,7 @@ func (s *Server) containerCreate(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer release()
-	plan, err := makePlan(req, name, image.Config.ExposedPorts)
+	plan, err := makePlan(req, name, image.Config, s.opt.Engine.Gateway())
 	if err != nil {
 		return err
 	}
@@ -59,9 +65,6 @@ func (s *Server) containerCreate(w http.ResponseWriter, r *http.Request) error {
 
 // make creates the pod and the container in it, or nothing.
 func (s *Server) make(ctx context.Context, p plan) (string, error) {
-	if err := p.makeBindSources(); err != nil {
-		return "", err
-	}
 	extra, err := json.Marshal(p.settings)
 	if err != nil {
 		return "", fmt.Errorf("create %s: %w", p.pod.Name, err)
@@ -75,10 +78,27 @@ func (s *Server) make(ctx context.Context, p plan) (string, error) {
 		p.container.LogPath = pod.ID + "/0.log"
 	}
 	c, err := s.opt.Engine.CreateContainer(ctx, pod.ID, p.container)
+	if err == nil {
+		err = p.makeBindSources()
+	}
 	if err != nil {
 		return "", errors.Join(err, s.opt.Engine.RemovePod(context.WithoutCancel(ctx), pod.ID))
 	}
 	return c.ID, nil
+}
+
+// checkPlatform refuses a request for another platform than the machine's.
+func checkPlatform(r *http.Request) error {
+	for _, p := range r.URL.Query()["platform"] {
+		var object ocispec.Platform // the form of the requests about images
+		if json.Unmarshal([]byte(p), &object) == nil {
+			p = path.Join(object.OS, object.Architecture)
+		}
+		if p != "" && !ownPlatform(p) {
+			return fault.New(fault.Unsupported, "platform %s is not that of this machine, linux/%s", p, runtime.GOARCH)
+		}
+	}
+	return nil
 }
 
 // ownPlatform reports whether OS/ARCH[/VARIANT] is the machine's; either part may be missing.

@@ -21,6 +21,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"sync"
 	"time"
 
@@ -135,6 +136,7 @@ func listen(ctx context.Context, path string) (net.Listener, error) {
 // is gone, until ctx ends: --rm removes it, its name and its log become free.
 func (s *Server) follow(ctx context.Context, events <-chan engine.Event) {
 	for {
+		s.removeStrayLogs(ctx)
 		for _, c := range s.opt.Engine.Containers(ctx, engine.OwnerDocker) {
 			if c.State == engine.StateExited {
 				s.autoRemove(ctx, c)
@@ -158,12 +160,31 @@ func (s *Server) followEvents(ctx context.Context, events <-chan engine.Event) {
 			s.autoRemove(ctx, *ev.Container)
 		case engine.EventDeleted:
 			s.execs.forget(ev.Container.ID)
-			if ev.Container.LogPath == "" {
-				continue
-			}
-			if err := os.RemoveAll(filepath.Dir(ev.Container.LogPath)); err != nil {
+			if err := os.RemoveAll(filepath.Join(s.opt.LogDir, ev.Pod.ID)); err != nil {
 				s.opt.Log.Warn("remove a container's log", "container", ev.Container.ID, "error", err)
 			}
+		}
+	}
+}
+
+var podID = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// removeStrayLogs removes the logs of pods that were removed while no server was
+// there to hear of it.
+func (s *Server) removeStrayLogs(ctx context.Context) {
+	dirs, err := os.ReadDir(s.opt.LogDir) // before the pods, of which there may be more by then
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.opt.Log.Warn("look for logs of removed containers", "error", err)
+	}
+	for _, dir := range dirs {
+		if !podID.MatchString(dir.Name()) {
+			continue // not made here
+		}
+		if _, err := s.opt.Engine.Pod(ctx, dir.Name()); !fault.Is(err, fault.NotFound) {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(s.opt.LogDir, dir.Name())); err != nil {
+			s.opt.Log.Warn("remove a container's log", "pod", dir.Name(), "error", err)
 		}
 	}
 }

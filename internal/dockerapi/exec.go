@@ -16,8 +16,10 @@ import (
 	"github.com/ferryos/ferry/internal/fault"
 )
 
-// execKept is how long an ended exec can still be inspected.
-const execKept = 5 * time.Minute
+const (
+	execKept   = 5 * time.Minute // how long an ended exec can still be inspected
+	execStarts = 5 * time.Second // how long a resize waits for its start
+)
 
 // execSession is one exec from its creation to some time after its end.
 type execSession struct {
@@ -132,8 +134,8 @@ func (s *Server) execStart(w http.ResponseWriter, r *http.Request) error {
 		failed := make(chan error, 1)
 		s.background(func(ctx context.Context) { failed <- s.runExec(ctx, e, size, engine.Streams{}) })
 		<-e.running
-		if e.engineID == "" {
-			return startError(<-failed)
+		if e.runsAs() == "" {
+			return startError("exec failed", <-failed)
 		}
 		w.WriteHeader(http.StatusOK)
 		return nil
@@ -163,11 +165,18 @@ func (s *Server) execStart(w http.ResponseWriter, r *http.Request) error {
 		}
 		streams.Stdin = in
 	}
-	if err := s.runExec(ctx, e, size, streams); err != nil && e.engineID == "" {
+	if err := s.runExec(ctx, e, size, streams); err != nil && e.runsAs() == "" {
 		// The answer has begun: the message goes where the output would.
-		_, _ = stderr.Write([]byte(message(startError(err)) + "\r\n"))
+		_, _ = stderr.Write([]byte(message(startError("exec failed", err)) + "\r\n"))
 	}
 	return nil
+}
+
+// runsAs is the engine's name of the process; "" before it runs.
+func (e *execSession) runsAs() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.engineID
 }
 
 // begin marks the session started; it can be only once.
@@ -183,14 +192,13 @@ func (e *execSession) begin() error {
 
 // runExec runs the session's process to its end.
 func (s *Server) runExec(ctx context.Context, e *execSession, size *[2]uint, streams engine.Streams) error {
-	if size != nil && e.request.Tty && *size != [2]uint{} {
-		resize := make(chan [2]uint, 1)
-		resize <- [2]uint{size[1], size[0]}
-		streams.Resize = resize
+	var first [2]uint
+	if size != nil { // rows first, as Docker has it
+		first = [2]uint{size[1], size[0]}
 	}
 	code, err := s.opt.Engine.Exec(ctx, e.containerID, engine.ExecSpec{
 		Args: e.request.Cmd, Env: e.request.Env, WorkingDir: e.request.WorkingDir, User: e.request.User,
-		TTY: e.request.Tty, Privileged: e.request.Privileged,
+		TTY: e.request.Tty, ConsoleSize: first, Privileged: e.request.Privileged,
 		OnStart: func(id string) {
 			e.mu.Lock()
 			e.engineID = id
@@ -201,9 +209,12 @@ func (s *Server) runExec(ctx context.Context, e *execSession, size *[2]uint, str
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.ended, e.code = time.Now(), code
-	if e.engineID == "" {
+	switch {
+	case e.engineID == "":
 		close(e.running)
 		e.code = startCode(err)
+	case err != nil: // its caller is gone, and it was killed
+		e.code = codeKilled
 	}
 	return err
 }
@@ -219,10 +230,15 @@ func (s *Server) execResize(w http.ResponseWriter, r *http.Request) error {
 	}
 	select {
 	case <-e.running: // a client may resize before the process runs
+	case <-time.After(execStarts):
 	case <-r.Context().Done():
 		return r.Context().Err()
 	}
-	if err := s.opt.Engine.ResizeExec(r.Context(), e.containerID, e.engineID, cols, rows); err != nil && !gone(err) {
+	engineID := e.runsAs()
+	if engineID == "" {
+		return fault.New(fault.Conflict, "exec session %s does not run", e.id)
+	}
+	if err := s.opt.Engine.ResizeExec(r.Context(), e.containerID, engineID, cols, rows); err != nil && !gone(err) {
 		return err
 	}
 	w.WriteHeader(http.StatusOK)

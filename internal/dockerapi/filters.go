@@ -3,11 +3,13 @@ package dockerapi
 import (
 	"encoding/json"
 	"net/http"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 
 	"github.com/ferryos/ferry/internal/engine"
@@ -44,7 +46,27 @@ func parseFilters(r *http.Request, known ...string) (filters, error) {
 				Hint("use one of %s", strings.Join(known, ", "))
 		}
 	}
-	return f, nil
+	return f, f.checkValues()
+}
+
+// checkValues refuses values that cannot match.
+func (f filters) checkValues() error {
+	for _, v := range f["status"] {
+		if err := container.ValidateContainerState(container.ContainerState(v)); err != nil {
+			return fault.New(fault.Invalid, "filter status=%s: %w", v, err)
+		}
+	}
+	for _, v := range f["exited"] {
+		if _, err := strconv.Atoi(v); err != nil {
+			return fault.New(fault.Invalid, "filter exited=%s: not a number", v)
+		}
+	}
+	for _, v := range f["dangling"] {
+		if _, err := strconv.ParseBool(v); err != nil {
+			return fault.New(fault.Invalid, "filter dangling=%s: neither true nor false", v)
+		}
+	}
+	return nil
 }
 
 // any reports whether key was not given or match holds for one of its values.
@@ -67,7 +89,7 @@ func (f filters) labels(have map[string]string) bool {
 func (f filters) container(c engine.Container) bool {
 	return f.labels(c.Spec.Labels) &&
 		f.any("id", func(v string) bool { return strings.HasPrefix(c.ID, v) }) &&
-		f.any("name", func(v string) bool { return strings.Contains(c.Spec.Name, strings.TrimPrefix(v, "/")) }) &&
+		f.any("name", func(v string) bool { return matches(v, c.Spec.Name) || matches(v, "/"+c.Spec.Name) }) &&
 		f.any("status", func(v string) bool { return string(c.State) == v }) &&
 		f.any("ancestor", func(v string) bool {
 			return c.ImageID == v || c.Spec.Image == v || settingsOf(c).Config.Image == v
@@ -75,6 +97,12 @@ func (f filters) container(c engine.Container) bool {
 		f.any("exited", func(v string) bool {
 			return c.State == engine.StateExited && strconv.Itoa(c.ExitCode) == v
 		})
+}
+
+// matches is Docker's rule for names: a regular expression, found anywhere.
+func matches(pattern, name string) bool {
+	re, err := regexp.Compile(pattern)
+	return pattern == name || err == nil && re.MatchString(name)
 }
 
 func (f filters) event(m events.Message) bool {
@@ -106,11 +134,11 @@ func parseTime(s string) (time.Time, error) {
 		return time.Time{}, fault.New(fault.Invalid, "time %q is not understood", s).
 			Hint("use seconds since 1970, RFC 3339, or a duration such as 10m")
 	}
-	var nano int64
+	var nano uint64
 	if fraction != "" {
-		if nano, err = strconv.ParseInt((fraction + "000000000")[:9], 10, 64); err != nil {
+		if nano, err = strconv.ParseUint((fraction + "000000000")[:9], 10, 64); err != nil {
 			return time.Time{}, fault.New(fault.Invalid, "time %q is not understood", s)
 		}
 	}
-	return time.Unix(sec, nano), nil
+	return time.Unix(sec, int64(nano)), nil
 }

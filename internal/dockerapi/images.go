@@ -5,6 +5,8 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"net/http"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -36,8 +38,12 @@ func (s *Server) imageList(w http.ResponseWriter, r *http.Request) error {
 		if img.ArtifactType != "" || !match.image(img) {
 			continue
 		}
+		created := img.Created.Unix()
+		if img.Created.IsZero() {
+			created = 0
+		}
 		out = append(out, image.Summary{ID: img.ID, RepoTags: notNil(img.RepoTags()), RepoDigests: notNil(img.RepoDigests()),
-			Created: img.Created.Unix(), Size: img.Size, SharedSize: -1, Containers: uses[img.ID], Labels: img.Config.Labels})
+			Created: created, Size: img.Size, SharedSize: -1, Containers: uses[img.ID], Labels: img.Config.Labels})
 	}
 	return writeJSON(w, http.StatusOK, out)
 }
@@ -48,7 +54,7 @@ func notNil(list []string) []string { return append([]string{}, list...) }
 func (f filters) image(img store.Image) bool {
 	tags := img.RepoTags()
 	return f.labels(img.Config.Labels) &&
-		f.any("dangling", func(v string) bool { return (len(tags) == 0) == (v == "true" || v == "1") }) &&
+		f.any("dangling", func(v string) bool { want, _ := strconv.ParseBool(v); return (len(tags) == 0) == want }) &&
 		f.any("reference", func(v string) bool {
 			for _, tag := range tags {
 				ref, err := reference.ParseNormalizedNamed(tag)
@@ -90,8 +96,30 @@ func splitVerb(path string) (name, verb string) {
 	return path[:max(i, 0)], path[i+1:]
 }
 
+// image returns an image with all its names. The store tells, of one asked for
+// by name, that name alone.
+func (s *Server) image(ctx context.Context, name string) (store.Image, error) {
+	img, err := s.opt.Engine.Images().Image(ctx, name)
+	if err != nil {
+		return img, err
+	}
+	all, err := s.opt.Engine.Images().Images(ctx)
+	if err != nil {
+		return img, err
+	}
+	for _, other := range all {
+		if other.Target == img.Target {
+			return other, nil
+		}
+	}
+	return img, nil // removed meanwhile
+}
+
 func (s *Server) imageInspect(w http.ResponseWriter, r *http.Request, name string) error {
-	img, err := s.opt.Engine.Images().Image(r.Context(), name)
+	if err := checkPlatform(r); err != nil {
+		return err
+	}
+	img, err := s.image(r.Context(), name)
 	if err != nil {
 		return err
 	}
@@ -113,7 +141,7 @@ func (s *Server) imageInspect(w http.ResponseWriter, r *http.Request, name strin
 }
 
 func (s *Server) imageHistory(w http.ResponseWriter, r *http.Request, name string) error {
-	img, err := s.opt.Engine.Images().Image(r.Context(), name)
+	img, err := s.image(r.Context(), name)
 	if err != nil {
 		return err
 	}
@@ -151,12 +179,15 @@ func (s *Server) imageTag(w http.ResponseWriter, r *http.Request, name string) e
 
 func (s *Server) imageRemove(w http.ResponseWriter, r *http.Request) error {
 	name, force := r.PathValue("path"), flag(r, "force")
-	img, err := s.opt.Engine.Images().Image(r.Context(), name)
+	img, err := s.image(r.Context(), name)
 	if err != nil {
 		return err
 	}
+	// One of several names may go whoever uses the image.
+	ref, err := reference.ParseDockerRef(name)
+	oneOfSeveral := err == nil && len(img.Names) > 1 && slices.Contains(img.Names, ref.String())
 	for _, c := range s.opt.Engine.Containers(r.Context(), "") {
-		if c.ImageID != img.ID {
+		if oneOfSeveral || c.ImageID != img.ID {
 			continue
 		}
 		if alive(c) || !force {
@@ -187,6 +218,9 @@ func (s *Server) imageSave(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) saveImages(w http.ResponseWriter, r *http.Request, names []string) error {
+	if err := checkPlatform(r); err != nil {
+		return err
+	}
 	for _, name := range names { // before the answer begins
 		if _, err := s.opt.Engine.Images().Image(r.Context(), name); err != nil {
 			return err
@@ -197,6 +231,9 @@ func (s *Server) saveImages(w http.ResponseWriter, r *http.Request, names []stri
 }
 
 func (s *Server) imageLoad(w http.ResponseWriter, r *http.Request) error {
+	if err := checkPlatform(r); err != nil {
+		return err
+	}
 	names, err := s.opt.Engine.Images().Load(r.Context(), r.Body)
 	if err != nil {
 		return err
@@ -217,6 +254,9 @@ func (s *Server) imageLoad(w http.ResponseWriter, r *http.Request) error {
 func (s *Server) imagePull(w http.ResponseWriter, r *http.Request) error {
 	if param(r, "fromSrc") != "" {
 		return unsupported("importing a file system as an image")
+	}
+	if err := checkPlatform(r); err != nil {
+		return err
 	}
 	name := param(r, "fromImage")
 	switch tag := param(r, "tag"); {
@@ -240,6 +280,9 @@ func (s *Server) imagePull(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) imagePush(w http.ResponseWriter, r *http.Request, name string) error {
+	if err := checkPlatform(r); err != nil {
+		return err
+	}
 	if tag := param(r, "tag"); tag != "" {
 		name += ":" + tag
 	}
@@ -268,6 +311,9 @@ func registryAuth(r *http.Request) (store.Auth, error) {
 	var c registry.AuthConfig
 	if err := json.Unmarshal(data, &c); err != nil {
 		return store.Auth{}, fault.New(fault.Invalid, "X-Registry-Auth: %w", err)
+	}
+	if c.IdentityToken != "" || c.RegistryToken != "" {
+		return store.Auth{}, unsupported("a registry's token as credential")
 	}
 	return store.Auth{Username: c.Username, Password: c.Password}, nil
 }

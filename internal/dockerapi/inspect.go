@@ -1,6 +1,7 @@
 package dockerapi
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -30,6 +31,11 @@ func (s *Server) containerList(w http.ResponseWriter, r *http.Request) error {
 	if v := param(r, "limit"); v != "" {
 		if limit, err = strconv.Atoi(v); err != nil {
 			return fault.New(fault.Invalid, "limit %q is not a number", v)
+		}
+	}
+	for _, name := range match["ancestor"] {
+		if img, err := s.opt.Engine.Images().Image(ctx, name); err == nil {
+			match["ancestor"] = append(match["ancestor"], img.ID)
 		}
 	}
 	_, byStatus := match["status"]
@@ -68,21 +74,27 @@ func (s *Server) summary(ctx context.Context, c engine.Container, size bool) (co
 		Command: strings.Join(append([]string{c.Path}, c.Args...), " "), Created: c.CreatedAt.Unix(),
 		Labels: c.Spec.Labels, State: container.ContainerState(c.State), Status: status(c, time.Now()),
 		Ports: []container.PortSummary{}, Mounts: mountPoints(c),
-		NetworkSettings: &container.NetworkSettingsSummary{Networks: networks(pod, set)},
+		NetworkSettings: &container.NetworkSettingsSummary{Networks: networks(pod, set, s.opt.Engine.Gateway())},
 	}
 	if sum.Labels == nil {
 		sum.Labels = map[string]string{}
 	}
 	sum.HostConfig.NetworkMode = string(set.HostConfig.NetworkMode)
-	if pod.State == engine.PodReady {
-		for _, p := range pod.Ports {
-			ip := p.HostIP
-			if !ip.IsValid() {
-				ip = netip.IPv4Unspecified()
+	for port, bindings := range portMap(c, pod, set) {
+		if bindings == nil {
+			sum.Ports = append(sum.Ports, container.PortSummary{PrivatePort: port.Num(), Type: string(port.Proto())})
+		}
+		for _, b := range bindings {
+			public, err := strconv.ParseUint(b.HostPort, 10, 16)
+			if err != nil {
+				return sum, err
 			}
-			sum.Ports = append(sum.Ports, container.PortSummary{IP: ip, PrivatePort: p.ContainerPort, PublicPort: p.HostPort, Type: string(p.Protocol)})
+			sum.Ports = append(sum.Ports, container.PortSummary{IP: b.HostIP, PrivatePort: port.Num(), PublicPort: uint16(public), Type: string(port.Proto())})
 		}
 	}
+	slices.SortFunc(sum.Ports, func(a, b container.PortSummary) int {
+		return cmp.Or(cmp.Compare(a.PrivatePort, b.PrivatePort), cmp.Compare(a.Type, b.Type), cmp.Compare(a.PublicPort, b.PublicPort))
+	})
 	if size {
 		usage, err := s.opt.Engine.Stats(ctx, c.ID)
 		if err != nil {
@@ -136,7 +148,7 @@ func ago(d time.Duration) string {
 }
 
 // networks is the one network a container is on, under Docker's name for it.
-func networks(pod engine.Pod, set settings) map[string]*apinetwork.EndpointSettings {
+func networks(pod engine.Pod, set settings, gateway netip.Addr) map[string]*apinetwork.EndpointSettings {
 	name := string(set.HostConfig.NetworkMode)
 	if name == "" || name == apinetwork.NetworkDefault {
 		name = apinetwork.NetworkBridge
@@ -144,7 +156,7 @@ func networks(pod engine.Pod, set settings) map[string]*apinetwork.EndpointSetti
 	e := &apinetwork.EndpointSettings{}
 	if len(pod.IPs) > 0 && pod.State == engine.PodReady {
 		e.IPAddress, e.IPPrefixLen = pod.IPs[0], 32
-		e.NetworkID, e.EndpointID = name, pod.ID
+		e.NetworkID, e.EndpointID, e.Gateway = name, pod.ID, gateway
 	}
 	return map[string]*apinetwork.EndpointSettings{name: e}
 }
@@ -182,7 +194,7 @@ func (s *Server) containerInspect(w http.ResponseWriter, r *http.Request) error 
 	if err != nil {
 		return err
 	}
-	v := inspection(c, pod)
+	v := inspection(c, pod, s.opt.Engine.Gateway())
 	v.ExecIDs = s.execs.of(c.ID)
 	if flag(r, "size") {
 		usage, err := s.opt.Engine.Stats(ctx, c.ID)
@@ -195,7 +207,7 @@ func (s *Server) containerInspect(w http.ResponseWriter, r *http.Request) error 
 	return writeJSON(w, http.StatusOK, v)
 }
 
-func inspection(c engine.Container, pod engine.Pod) legacyInspect {
+func inspection(c engine.Container, pod engine.Pod, gateway netip.Addr) legacyInspect {
 	set := settingsOf(c)
 	set.Config.Hostname = pod.Spec.Hostname
 	if set.Config.Hostname == "" {
@@ -206,11 +218,12 @@ func inspection(c engine.Container, pod engine.Pod) legacyInspect {
 		Image: c.ImageID, LogPath: c.LogPath, Driver: "overlayfs", Platform: "linux", HostConfig: &set.HostConfig,
 		Config: &set.Config, Mounts: mountPoints(c), State: state(c),
 	}}
-	n := container.NetworkSettings{SandboxID: pod.ID, SandboxKey: pod.NetnsPath, Ports: portMap(pod), Networks: networks(pod, set)}
+	n := container.NetworkSettings{SandboxID: pod.ID, SandboxKey: pod.NetnsPath, Ports: portMap(c, pod, set), Networks: networks(pod, set, gateway)}
 	v.NetworkSettings.NetworkSettings = n
 	for _, e := range n.Networks {
 		if e.IPAddress.IsValid() {
 			v.NetworkSettings.IPAddress, v.NetworkSettings.IPPrefixLen = e.IPAddress.String(), e.IPPrefixLen
+			v.NetworkSettings.Gateway = e.Gateway.String()
 		}
 	}
 	return v
@@ -224,10 +237,14 @@ func state(c engine.Container) *container.State {
 	}
 }
 
-func portMap(pod engine.Pod) apinetwork.PortMap {
+// portMap is what the container exposes while it runs, and where that is published.
+func portMap(c engine.Container, pod engine.Pod, set settings) apinetwork.PortMap {
 	out := apinetwork.PortMap{}
-	if pod.State != engine.PodReady {
+	if pod.State != engine.PodReady || !alive(c) {
 		return out
+	}
+	for port := range set.Config.ExposedPorts {
+		out[port] = nil
 	}
 	for _, p := range pod.Ports {
 		ip := p.HostIP

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/sys/signal"
 	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/engine"
@@ -37,23 +38,11 @@ func (s *Server) containerStart(w http.ResponseWriter, r *http.Request) error {
 // start starts c and, if its pod went idle, the pod before. It is carried
 // through when the client leaves, as a half-started container helps nobody.
 func (s *Server) start(ctx context.Context, c engine.Container) error {
-	ctx = context.WithoutCancel(ctx)
 	if c.State == engine.StatePaused {
 		return fault.New(fault.Conflict, "cannot start a paused container, try unpause instead")
 	}
-	if c.State == engine.StateExited {
-		if err := s.opt.Engine.StartPod(ctx, c.PodID); err != nil {
-			return err
-		}
-	}
-	if err := s.opt.Engine.StartContainer(ctx, c.ID); err != nil {
-		return startError(err)
-	}
-	if size := settingsOf(c).HostConfig.ConsoleSize; c.Spec.TTY && size != [2]uint{} {
-		// It may have ended already, and then needs no size.
-		if err := s.opt.Engine.ResizeContainer(ctx, c.ID, size[1], size[0]); err != nil && !gone(err) {
-			s.opt.Log.Debug("set the terminal's first size", "container", c.ID, "error", err)
-		}
+	if err := s.opt.Engine.StartContainer(context.WithoutCancel(ctx), c.ID); err != nil {
+		return startError("failed to create task for container", err)
 	}
 	return nil
 }
@@ -63,6 +52,7 @@ const (
 	codeCannotRun = 126
 	codeNotFound  = 127
 	codeNoStart   = 128
+	codeKilled    = 128 + int(unix.SIGKILL)
 )
 
 // startCode is the exit code for a failed start.
@@ -78,11 +68,11 @@ func startCode(err error) int {
 
 // startError gives a program that cannot be run Docker's status, from which
 // clients derive the exit codes 126 and 127.
-func startError(err error) error {
+func startError(what string, err error) error {
 	if startCode(err) == codeNoStart {
 		return err
 	}
-	return fault.New(fault.Invalid, "failed to create task for container: %w", err)
+	return fault.New(fault.Invalid, "%s: %w", what, err)
 }
 
 // gone reports that a container was not there or did not run any more.
@@ -132,7 +122,7 @@ func (s *Server) stop(r *http.Request, c engine.Container) error {
 		grace = time.Duration(*t) * time.Second
 	}
 	if t := param(r, "t"); t != "" {
-		seconds, err := strconv.Atoi(t)
+		seconds, err := strconv.ParseInt(t, 10, 32)
 		if err != nil {
 			return fault.New(fault.Invalid, "stop: t=%q is not a number of seconds", t)
 		}
@@ -165,14 +155,11 @@ func (s *Server) exitsWithin(ctx context.Context, id string, limit time.Duration
 }
 
 func parseSignal(name string) (syscall.Signal, error) {
-	if n, err := strconv.Atoi(name); err == nil && n > 0 && n < 65 {
-		return syscall.Signal(n), nil
+	sig, err := signal.ParseSignal(name)
+	if err != nil || sig < 1 || sig > 64 {
+		return 0, fault.New(fault.Invalid, "invalid signal: %s", name)
 	}
-	name = strings.ToUpper(name)
-	if sig := unix.SignalNum("SIG" + strings.TrimPrefix(name, "SIG")); sig != 0 {
-		return sig, nil
-	}
-	return 0, fault.New(fault.Invalid, "invalid signal: %s", name)
+	return sig, nil
 }
 
 func (s *Server) containerKill(w http.ResponseWriter, r *http.Request) error {

@@ -49,6 +49,9 @@ func (s *Server) containerLogs(w http.ResponseWriter, r *http.Request) error {
 }
 
 func parseLogOptions(r *http.Request) (opt logOptions, err error) {
+	if flag(r, "details") {
+		return opt, unsupported("logs with details")
+	}
 	opt = logOptions{stdout: flag(r, "stdout"), stderr: flag(r, "stderr"), timestamps: flag(r, "timestamps"), follow: flag(r, "follow"), tail: -1}
 	if !opt.stdout && !opt.stderr {
 		return opt, fault.New(fault.Invalid, "Bad parameters: you must choose at least one stream")

@@ -1,6 +1,8 @@
 package dockerapi
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -34,12 +36,16 @@ func (p *plan) mounts(h container.HostConfig) error {
 		p.container.Mounts = append(p.container.Mounts, em)
 	}
 	for _, dst := range slices.Sorted(maps.Keys(h.Tmpfs)) {
-		m := engine.Mount{Kind: engine.MountTmpfs, Destination: path.Clean(dst)}
+		m := engine.Mount{Kind: engine.MountTmpfs, Destination: path.Clean(dst), Options: slices.Clone(tmpfsDefaults)}
 		if opts := h.Tmpfs[dst]; opts != "" {
-			m.Options = strings.Split(opts, ",")
+			m.Options = append(m.Options, strings.Split(opts, ",")...)
 		}
 		p.container.Mounts = append(p.container.Mounts, m)
 	}
+	// Parents first, or they would hide what is mounted in them.
+	slices.SortStableFunc(p.container.Mounts, func(a, b engine.Mount) int {
+		return cmp.Compare(strings.Count(a.Destination, "/"), strings.Count(b.Destination, "/"))
+	})
 	seen := map[string]bool{}
 	for _, m := range p.container.Mounts {
 		if !path.IsAbs(m.Destination) || m.Destination == "/" {
@@ -52,6 +58,9 @@ func (p *plan) mounts(h container.HostConfig) error {
 	}
 	return nil
 }
+
+// tmpfsDefaults are a tmpfs's options, which those given come after and may undo.
+var tmpfsDefaults = []string{"noexec", "nosuid", "nodev"}
 
 var propagations = []string{"private", "rprivate", "shared", "rshared", "slave", "rslave"}
 
@@ -107,21 +116,24 @@ func (p *plan) mount(m mount.Mount) (engine.Mount, error) {
 			}
 			out.Recursive = !o.ReadOnlyNonRecursive
 			if o.Propagation != "" {
+				if !slices.Contains(propagations, string(o.Propagation)) {
+					return out, fault.New(fault.Invalid, "invalid propagation mode: %s", o.Propagation)
+				}
 				out.Propagation = recursive(string(o.Propagation))
-			}
-			if o.CreateMountpoint {
-				p.bindSources = append(p.bindSources, m.Source)
-				return out, nil
 			}
 		}
 		if !path.IsAbs(m.Source) {
 			return out, fault.New(fault.Invalid, "invalid mount path: '%s' mount path must be absolute", m.Source)
 		}
+		if m.BindOptions != nil && m.BindOptions.CreateMountpoint {
+			p.bindSources = append(p.bindSources, m.Source)
+			return out, nil
+		}
 		if _, err := os.Lstat(m.Source); err != nil {
 			return out, fault.New(fault.Invalid, "invalid mount config for type \"bind\": bind source path does not exist: %s", m.Source)
 		}
 	case mount.TypeTmpfs:
-		out.Kind = engine.MountTmpfs
+		out.Kind, out.Options = engine.MountTmpfs, slices.Clone(tmpfsDefaults)
 		if o := m.TmpfsOptions; o != nil {
 			if o.SizeBytes > 0 {
 				out.Options = append(out.Options, "size="+strconv.FormatInt(o.SizeBytes, 10))
@@ -132,6 +144,9 @@ func (p *plan) mount(m mount.Mount) (engine.Mount, error) {
 			for _, pair := range o.Options {
 				out.Options = append(out.Options, strings.Join(pair, "="))
 			}
+		}
+		if m.ReadOnly {
+			out.Options = append(out.Options, "ro")
 		}
 	case mount.TypeImage:
 		out.Kind = engine.MountImage
@@ -145,15 +160,33 @@ func (p *plan) mount(m mount.Mount) (engine.Mount, error) {
 	return out, nil
 }
 
-// makeBindSources makes the host directories that -v names and that are missing.
-func (p *plan) makeBindSources() error {
-	for _, dir := range p.bindSources {
-		if _, err := os.Stat(dir); err == nil {
-			continue
+// makeBindSources makes the host directories that -v names and that are
+// missing, all or none of them.
+func (p *plan) makeBindSources() (err error) {
+	var made []string
+	defer func() {
+		if err != nil {
+			for _, dir := range slices.Backward(made) {
+				err = errors.Join(err, os.Remove(dir))
+			}
 		}
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return fault.New(fault.Invalid, "make the bind mount's source: %w", err)
+	}()
+	for _, source := range p.bindSources {
+		var missing []string
+		for dir := source; !exists(dir); dir = path.Dir(dir) {
+			missing = append(missing, dir)
+		}
+		for _, dir := range slices.Backward(missing) {
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				return fault.New(fault.Invalid, "make the bind mount's source: %w", err)
+			}
+			made = append(made, dir)
 		}
 	}
 	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }

@@ -58,7 +58,9 @@ func (s *Server) reserve(ctx context.Context, name string) (string, func(), erro
 
 // find returns Docker's container of that ID, name or unambiguous beginning of an ID.
 func (s *Server) find(ctx context.Context, key string) (engine.Container, error) {
-	key = strings.TrimPrefix(key, "/")
+	if key = strings.TrimPrefix(key, "/"); key == "" {
+		return engine.Container{}, fault.New(fault.NotFound, "No such container: %q", key)
+	}
 	var begins []engine.Container
 	for _, c := range s.opt.Engine.Containers(ctx, engine.OwnerDocker) {
 		if c.ID == key || c.Spec.Name == key {

@@ -2,8 +2,13 @@ package dockerapi
 
 import (
 	"cmp"
+	"encoding/json"
+	"fmt"
 	"maps"
+	"math"
 	"net/netip"
+	"path"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -11,6 +16,7 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	apinetwork "github.com/moby/moby/api/types/network"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/engine/network"
@@ -19,6 +25,9 @@ import (
 
 // cpuPeriod is the period that --cpus is expressed in, microseconds.
 const cpuPeriod = 100_000
+
+// hostGateway stands for this machine's address in --add-host.
+const hostGateway = "host-gateway"
 
 // minMemory is the smallest memory limit, as Docker has it.
 const minMemory = 6 << 20
@@ -30,47 +39,107 @@ type plan struct {
 	container   engine.ContainerSpec
 	logged      bool
 	bindSources []string // host directories that -v makes when missing
+	gateway     netip.Addr
 	warnings    []string
 }
 
-// makePlan translates a create request. imagePorts are the image's EXPOSE
-// lines ("8080/tcp"). Settings that cannot be honoured are errors.
-func makePlan(req container.CreateRequest, name string, imagePorts map[string]struct{}) (plan, error) {
+// makePlan translates a create request. gateway is the address for the name
+// host-gateway. Settings that cannot be honoured are errors.
+func makePlan(req container.CreateRequest, name string, image ocispec.ImageConfig, gateway netip.Addr) (plan, error) {
 	c, h := *req.Config, *req.HostConfig
-	p := plan{settings: settings{Config: c, HostConfig: h}, logged: true}
+	p := plan{logged: true, gateway: gateway}
 	if err := refuse(req); err != nil {
 		return p, err
 	}
+	if err := checkProcess(c); err != nil {
+		return p, err
+	}
+	merged, err := withImage(c, image)
+	if err != nil {
+		return p, err
+	}
+	p.settings = settings{Config: merged, HostConfig: h}
 	p.pod = engine.PodSpec{
 		Owner: engine.OwnerDocker, Name: name, Hostname: c.Hostname, PID: engine.ModeContainer,
-		CgroupParent: h.CgroupParent, Sysctls: h.Sysctls, ShmSize: h.ShmSize, StopWhenIdle: !h.AutoRemove,
+		Sysctls: h.Sysctls, ShmSize: h.ShmSize, StopWhenIdle: true,
+	}
+	if h.CgroupParent != "" {
+		p.pod.CgroupParent = path.Join("/", h.CgroupParent)
 	}
 	p.container = engine.ContainerSpec{
-		Name: name, Image: c.Image, Labels: c.Labels, Annotations: h.Annotations, Env: c.Env, WorkingDir: c.WorkingDir,
-		TTY: c.Tty, Stdin: c.OpenStdin, StdinOnce: c.StdinOnce, StopSignal: c.StopSignal,
+		Name: name, Image: c.Image, Labels: merged.Labels, Annotations: h.Annotations, Env: c.Env, WorkingDir: c.WorkingDir,
+		TTY: c.Tty, ConsoleSize: [2]uint{h.ConsoleSize[1], h.ConsoleSize[0]}, // rows first, as Docker has it
+		Stdin: c.OpenStdin, StdinOnce: c.StdinOnce, StopSignal: c.StopSignal,
+	}
+	if p.container.Command = slices.Concat(merged.Entrypoint, merged.Cmd); len(p.container.Command) == 0 {
+		return p, fault.New(fault.Invalid, "no command specified").Hint("name a command after the image, or set ENTRYPOINT or CMD in its Dockerfile")
 	}
 	if c.StopTimeout != nil {
 		grace := time.Duration(*c.StopTimeout) * time.Second
 		p.container.StopGrace = &grace
 	}
-	p.container.Command, p.container.Args = command(c)
 	for _, step := range []func(container.HostConfig) error{
-		p.namespaces, p.names, p.resources, p.security, p.devices, p.logs, p.mounts,
+		p.namespaces, p.names, p.resources, p.security, p.devices, p.logs, p.mounts, p.ports,
 	} {
 		if err := step(h); err != nil {
 			return p, err
 		}
 	}
-	return p, p.ports(c, h, imagePorts)
+	return p, nil
 }
 
-// command is Docker's rule in the engine's terms: an entrypoint of one empty
-// string takes the image's away, and the command stands alone.
-func command(c container.Config) (command, args []string) {
-	if len(c.Entrypoint) == 1 && c.Entrypoint[0] == "" {
-		return c.Cmd, nil
+// checkProcess refuses what no program can be started with.
+func checkProcess(c container.Config) error {
+	if c.WorkingDir != "" && !path.IsAbs(c.WorkingDir) {
+		return fault.New(fault.Invalid, "the working directory '%s' is invalid, it needs to be an absolute path", c.WorkingDir)
 	}
-	return c.Entrypoint, c.Cmd
+	for _, kv := range c.Env {
+		if kv == "" || kv[0] == '=' {
+			return fault.New(fault.Invalid, "invalid environment variable: %q", kv)
+		}
+	}
+	return nil
+}
+
+// withImage fills what c leaves to the image, as clients read it back.
+func withImage(c container.Config, image ocispec.ImageConfig) (container.Config, error) {
+	c.User = cmp.Or(c.User, image.User)
+	c.WorkingDir = cmp.Or(c.WorkingDir, image.WorkingDir)
+	c.StopSignal = cmp.Or(c.StopSignal, image.StopSignal)
+	if len(c.Entrypoint) == 0 && len(c.Cmd) == 0 {
+		c.Cmd = image.Cmd
+	}
+	if c.Entrypoint == nil {
+		c.Entrypoint = image.Entrypoint
+	}
+	if len(c.Entrypoint) == 1 && c.Entrypoint[0] == "" { // takes the image's away, and its command
+		c.Entrypoint = nil
+	}
+	c.Env = slices.Clone(c.Env)
+	for _, kv := range image.Env {
+		name, _, _ := strings.Cut(kv, "=")
+		if !slices.ContainsFunc(c.Env, func(own string) bool { return own == name || strings.HasPrefix(own, name+"=") }) {
+			c.Env = append(c.Env, kv)
+		}
+	}
+	labels := maps.Clone(image.Labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	maps.Copy(labels, c.Labels)
+	c.Labels = labels
+	c.ExposedPorts = maps.Clone(c.ExposedPorts)
+	for spec := range image.ExposedPorts {
+		port, err := apinetwork.ParsePort(spec)
+		if err != nil {
+			return c, fault.New(fault.Invalid, "image's exposed port %s: %w", spec, err)
+		}
+		if c.ExposedPorts == nil {
+			c.ExposedPorts = apinetwork.PortSet{}
+		}
+		c.ExposedPorts[port] = struct{}{}
+	}
+	return c, nil
 }
 
 func (p *plan) namespaces(h container.HostConfig) error {
@@ -84,18 +153,21 @@ func (p *plan) namespaces(h container.HostConfig) error {
 	case mode.IsContainer():
 		return unsupported("--network %s: sharing another container's network", mode)
 	default:
-		return fault.New(fault.NotFound, "network %s not found", mode).
-			Hint("user-defined networks are not served; use bridge, host or none")
+		return noNetwork(string(mode))
 	}
 	switch mode := h.PidMode; {
 	case mode.IsHost():
 		p.container.PID = engine.ModeHost
+	case !mode.Valid():
+		return fault.New(fault.Invalid, "invalid PID mode: %s", mode)
 	case mode != "":
 		return unsupported("--pid %s", mode)
 	}
 	switch mode := h.IpcMode; {
 	case mode.IsHost():
 		p.pod.IPC = engine.ModeHost
+	case !mode.Valid():
+		return fault.New(fault.Invalid, "invalid IPC mode: %s", mode)
 	case mode != "" && !mode.IsPrivate() && !mode.IsShareable():
 		return unsupported("--ipc %s", mode)
 	}
@@ -113,6 +185,9 @@ func (p *plan) names(h container.HostConfig) error {
 			dns.Servers = nil
 		}
 		for _, a := range h.DNS {
+			if !a.IsValid() {
+				return fault.New(fault.Invalid, "--dns: an address is empty")
+			}
 			dns.Servers = append(dns.Servers, a.String())
 		}
 		if len(h.DNSSearch) > 0 {
@@ -126,6 +201,12 @@ func (p *plan) names(h container.HostConfig) error {
 	for _, entry := range h.ExtraHosts {
 		// The address comes last and may itself hold colons.
 		name, addr, _ := strings.Cut(entry, ":")
+		if name == "" {
+			return fault.New(fault.Invalid, "--add-host %s: no name", entry)
+		}
+		if addr == hostGateway {
+			addr = p.gateway.String()
+		}
 		ip, err := netip.ParseAddr(strings.Trim(addr, "[]"))
 		if err != nil {
 			return fault.New(fault.Invalid, "--add-host %s: %q is not an IP address", entry, addr)
@@ -135,15 +216,39 @@ func (p *plan) names(h container.HostConfig) error {
 	return nil
 }
 
+// ulimits are the names of setrlimit(2), as Docker writes them.
+var ulimits = []string{"as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss",
+	"rtprio", "rttime", "sigpending", "stack"}
+
+// checkResources refuses limits that the kernel would refuse, or take for none.
+func checkResources(h container.HostConfig) error {
+	most := int64(runtime.NumCPU()) * 1e9
+	for _, bad := range []struct {
+		is   bool
+		says string
+	}{
+		{h.Memory != 0 && h.Memory < minMemory, "Minimum memory limit allowed is 6MB"},
+		{h.MemorySwap < -1 || h.MemorySwap > 0 && (h.Memory == 0 || h.MemorySwap < h.Memory),
+			"--memory-swap must be --memory or more, which must be given too, or -1"},
+		{h.NanoCPUs > 0 && (h.CPUPeriod != 0 || h.CPUQuota != 0), "--cpus must stand without --cpu-period and --cpu-quota"},
+		{h.NanoCPUs != 0 && (h.NanoCPUs < 1e7 || h.NanoCPUs > most),
+			fmt.Sprintf("range of CPUs is from 0.01 to %d.00, as there are only %[1]d CPUs available", most/1e9)},
+		{h.CPUShares < 0, "--cpu-shares must be positive"},
+		{h.CPUPeriod != 0 && (h.CPUPeriod < 1000 || h.CPUPeriod > 1e6), "--cpu-period must be between 1000 and 1000000 microseconds"},
+		{h.CPUQuota > 0 && h.CPUQuota < 1000, "--cpu-quota must be 1000 microseconds or more"},
+		{h.OomScoreAdj < -1000 || h.OomScoreAdj > 1000, "--oom-score-adj must be between -1000 and 1000"},
+		{h.ShmSize < 0, "--shm-size must be positive"},
+	} {
+		if bad.is {
+			return fault.New(fault.Invalid, "%s", bad.says)
+		}
+	}
+	return nil
+}
+
 func (p *plan) resources(h container.HostConfig) error {
-	if h.Memory != 0 && h.Memory < minMemory {
-		return fault.New(fault.Invalid, "Minimum memory limit allowed is 6MB")
-	}
-	if h.MemorySwap > 0 && (h.Memory == 0 || h.MemorySwap < h.Memory) {
-		return fault.New(fault.Invalid, "--memory-swap must be --memory or more, which must be given too")
-	}
-	if h.NanoCPUs < 0 || h.NanoCPUs > 0 && (h.CPUPeriod != 0 || h.CPUQuota != 0) {
-		return fault.New(fault.Invalid, "--cpus must be positive and stand without --cpu-period and --cpu-quota")
+	if err := checkResources(h); err != nil {
+		return err
 	}
 	r := engine.Resources{
 		CPUShares: h.CPUShares, CPUQuota: h.CPUQuota, CPUPeriod: h.CPUPeriod,
@@ -163,6 +268,9 @@ func (p *plan) resources(h container.HostConfig) error {
 	}
 	p.container.Resources = r
 	for _, u := range h.Ulimits {
+		if u == nil || !slices.Contains(ulimits, u.Name) || u.Soft < -1 || u.Hard < -1 || u.Hard >= 0 && (u.Soft > u.Hard || u.Soft < 0) {
+			return fault.New(fault.Invalid, "--ulimit %v: write NAME=SOFT:HARD with a name of setrlimit(2), -1 for no limit", u)
+		}
 		p.container.Rlimits = append(p.container.Rlimits,
 			engine.Rlimit{Type: strings.ToUpper(u.Name), Soft: uint64(u.Soft), Hard: uint64(u.Hard)})
 	}
@@ -192,6 +300,9 @@ func (p *plan) security(h container.HostConfig) error {
 		case key == "seccomp" && value == "builtin":
 		case key == "seccomp" && strings.HasPrefix(strings.TrimSpace(strings.TrimPrefix(opt, "seccomp=")), "{"):
 			// The client has read the file; the option holds the profile.
+			if !json.Valid([]byte(strings.TrimPrefix(opt, "seccomp="))) {
+				return fault.New(fault.Invalid, "--security-opt seccomp: the profile is not JSON")
+			}
 			sec.Seccomp, sec.SeccompProfile = engine.SeccompLocalhost, []byte(strings.TrimPrefix(opt, "seccomp="))
 		case opt == "label=disable", opt == "apparmor=unconfined": // neither is used
 		default:
@@ -226,7 +337,9 @@ func (p *plan) logs(h container.HostConfig) error {
 		case "max-size":
 			p.container.LogMaxBytes, err = parseSize(value)
 		case "max-file":
-			p.container.LogMaxFiles, err = strconv.Atoi(value)
+			var n uint64
+			n, err = strconv.ParseUint(value, 10, 16)
+			p.container.LogMaxFiles = max(int(n), 1)
 		default:
 			return unsupported("--log-opt %s", key)
 		}
@@ -238,24 +351,13 @@ func (p *plan) logs(h container.HostConfig) error {
 }
 
 // ports translates published ports; the host's and no network have none to publish.
-func (p *plan) ports(c container.Config, h container.HostConfig, imagePorts map[string]struct{}) error {
+func (p *plan) ports(h container.HostConfig) error {
 	bindings := maps.Clone(h.PortBindings)
 	if bindings == nil {
 		bindings = apinetwork.PortMap{}
 	}
 	if h.PublishAllPorts {
-		exposed := maps.Clone(c.ExposedPorts)
-		if exposed == nil {
-			exposed = apinetwork.PortSet{}
-		}
-		for spec := range imagePorts {
-			port, err := apinetwork.ParsePort(spec)
-			if err != nil {
-				return fault.New(fault.Invalid, "image's exposed port %s: %w", spec, err)
-			}
-			exposed[port] = struct{}{}
-		}
-		for port := range exposed {
+		for port := range p.settings.Config.ExposedPorts {
 			if _, ok := bindings[port]; !ok {
 				bindings[port] = nil
 			}
@@ -306,22 +408,13 @@ func portMapping(port apinetwork.Port, b apinetwork.PortBinding) (network.PortMa
 	return m, nil
 }
 
-// parseSize reads a number of bytes with an optional k, m or g.
+// parseSize reads a positive number of bytes with an optional k, m or g.
 func parseSize(s string) (int64, error) {
 	digits := strings.TrimRight(strings.ToLower(s), "bkmg")
 	n, err := strconv.ParseInt(digits, 10, 64)
-	if err != nil {
-		return 0, err
+	shift, known := map[string]int{"": 0, "k": 10, "m": 20, "g": 30}[strings.TrimSuffix(strings.ToLower(s)[len(digits):], "b")]
+	if err != nil || !known || n <= 0 || n > math.MaxInt64>>shift {
+		return 0, fault.New(fault.Invalid, "%q is not a size", s)
 	}
-	switch strings.TrimSuffix(strings.ToLower(s)[len(digits):], "b") {
-	case "":
-		return n, nil
-	case "k":
-		return n << 10, nil
-	case "m":
-		return n << 20, nil
-	case "g":
-		return n << 30, nil
-	}
-	return 0, fault.New(fault.Invalid, "%q is not a size", s)
+	return n << shift, nil
 }

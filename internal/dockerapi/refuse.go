@@ -1,6 +1,8 @@
 package dockerapi
 
 import (
+	"cmp"
+	"encoding/json"
 	"reflect"
 	"slices"
 	"strings"
@@ -66,11 +68,25 @@ func refuse(req container.CreateRequest) error {
 	}
 	if req.NetworkingConfig != nil {
 		for network, endpoint := range req.NetworkingConfig.EndpointsConfig {
+			if mode := container.NetworkMode(network); mode.IsUserDefined() && mode != req.HostConfig.NetworkMode {
+				return noNetwork(network)
+			}
 			if endpoint != nil && !emptyEndpoint(*endpoint) {
 				names = append(names, "NetworkingConfig."+network)
 			}
 		}
 	}
+	return refusal(names)
+}
+
+// noNetwork is the error for a network that is not one of Docker's own three.
+func noNetwork(name string) error {
+	return fault.New(fault.NotFound, "network %s not found", name).
+		Hint("user-defined networks are not served; use bridge, host or none")
+}
+
+// refusal is the error that names settings which cannot be honoured; nil for none.
+func refusal(names []string) error {
 	if len(names) == 0 {
 		return nil
 	}
@@ -81,6 +97,44 @@ func refuse(req container.CreateRequest) error {
 	}
 	slices.Sort(names)
 	return fault.New(fault.Unsupported, "not supported yet: %s", strings.Join(names, ", ")).Hint("leave it out")
+}
+
+// parseCreate decodes the body of a create request and refuses settings that
+// the API's types do not have: decoding would drop them.
+func parseCreate(body []byte) (container.CreateRequest, error) {
+	var req container.CreateRequest
+	if len(body) == 0 {
+		return req, nil
+	}
+	if err := json.Unmarshal(body, &req); err != nil {
+		return req, fault.New(fault.Invalid, "request body: %w", err)
+	}
+	var top map[string]any
+	if err := json.Unmarshal(body, &top); err != nil {
+		return req, fault.New(fault.Invalid, "request body: %w", err)
+	}
+	names := unknownKeys(top, reflect.TypeFor[container.CreateRequest](), nil)
+	for key, value := range top {
+		if host, ok := value.(map[string]any); ok && strings.EqualFold(key, "HostConfig") {
+			names = unknownKeys(host, reflect.TypeFor[container.HostConfig](), names)
+		}
+	}
+	return req, refusal(names)
+}
+
+// unknownKeys adds the keys of a JSON object that t has no field for and whose
+// values ask for something.
+func unknownKeys(object map[string]any, t reflect.Type, names []string) []string {
+	for key, value := range object {
+		known := slices.ContainsFunc(reflect.VisibleFields(t), func(f reflect.StructField) bool {
+			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			return strings.EqualFold(key, cmp.Or(name, f.Name))
+		})
+		if !known && value != nil && !empty(reflect.ValueOf(value)) {
+			names = append(names, key)
+		}
+	}
+	return names
 }
 
 func unknownFields(v reflect.Value, h container.HostConfig, names []string) []string {

@@ -1,13 +1,16 @@
 package dockerapi
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/moby/moby/api/types/common"
 
@@ -148,15 +151,23 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, h handlerFunc) {
 	case err == nil:
 	case errors.Is(err, errNotModified):
 		w.WriteHeader(http.StatusNotModified)
-	case r.Context().Err() != nil: // the client is gone, or the server stops
+	case a.sent && (r.Context().Err() != nil || hungUp(err)): // the client is gone, or the server stops
 	case a.sent:
 		s.opt.Log.Warn("request failed after its answer began", "method", r.Method, "path", r.URL.Path, "error", err)
 	default:
+		if r.Context().Err() != nil { // without an answer the client would take it for done
+			err = fault.New(fault.Unavailable, "the server stops: %w", err)
+		}
 		s.opt.Log.Debug("request failed", "method", r.Method, "path", r.URL.Path, "error", err)
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(fault.HTTPStatus(err))
 		_ = json.NewEncoder(w).Encode(common.ErrorResponse{Message: message(err)})
 	}
+}
+
+// hungUp reports an error that says only that the client has left.
+func hungUp(err error) bool {
+	return errors.Is(err, context.Canceled) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, net.ErrClosed)
 }
 
 // message is an error as clients show it. The hint follows on a line of its
@@ -177,11 +188,17 @@ func writeJSON(w http.ResponseWriter, status int, v any) error {
 
 // readJSON decodes the request's body into v; an empty body leaves v as it is.
 func readJSON(r *http.Request, v any) error {
-	err := json.NewDecoder(io.LimitReader(r.Body, 16<<20)).Decode(v)
-	if err == nil || errors.Is(err, io.EOF) {
+	dec := json.NewDecoder(io.LimitReader(r.Body, 16<<20))
+	err := dec.Decode(v)
+	switch {
+	case errors.Is(err, io.EOF):
 		return nil
+	case err != nil:
+		return fault.New(fault.Invalid, "request body: %w", err)
+	case dec.More():
+		return fault.New(fault.Invalid, "request body: something follows the JSON value")
 	}
-	return fault.New(fault.Invalid, "request body: %w", err)
+	return nil
 }
 
 // flag reads a boolean query parameter as Docker does: anything but "", 0, no, false and none is true.

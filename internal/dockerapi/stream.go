@@ -9,13 +9,14 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"slices"
 	"strconv"
 	"sync"
+	"syscall"
 
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/api/types"
 	"github.com/moby/term"
+	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/fault"
@@ -50,13 +51,27 @@ func outputs(w io.Writer, tty bool) (stdout, stderr io.Writer) {
 	return frames{&mu, w, stdcopy.Stdout}, frames{&mu, w, stdcopy.Stderr}
 }
 
-// hijack takes the connection over for a two-way stream. With an Upgrade
-// header the client wants 101, older ones take 200 and go on as well. The
-// reader holds what the client has sent already.
-func hijack(w http.ResponseWriter, r *http.Request, tty bool) (net.Conn, io.Reader, error) {
+// takeOver takes the connection from the HTTP server. The reader goes on after
+// what the server has read already. It is not the server's own, for which the
+// end of the client's input is the client's leaving and ends the request's context.
+func takeOver(w http.ResponseWriter) (net.Conn, io.Reader, error) {
 	conn, buf, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		return nil, nil, fmt.Errorf("take over the connection: %w", err)
+	}
+	early, err := buf.Reader.Peek(buf.Reader.Buffered())
+	if err != nil {
+		return nil, nil, errors.Join(err, conn.Close())
+	}
+	return conn, io.MultiReader(bytes.NewReader(bytes.Clone(early)), conn), nil
+}
+
+// hijack takes the connection over for a two-way stream. With an Upgrade
+// header the client wants 101, older ones take 200 and go on as well.
+func hijack(w http.ResponseWriter, r *http.Request, tty bool) (net.Conn, io.Reader, error) {
+	conn, in, err := takeOver(w)
+	if err != nil {
+		return nil, nil, err
 	}
 	media := types.MediaTypeMultiplexedStream
 	if tty {
@@ -70,13 +85,27 @@ func hijack(w http.ResponseWriter, r *http.Request, tty bool) (net.Conn, io.Read
 	if err != nil {
 		return nil, nil, errors.Join(err, conn.Close())
 	}
-	sent, err := buf.Peek(buf.Reader.Buffered())
-	if err != nil {
-		return nil, nil, errors.Join(err, conn.Close())
+	return conn, in, nil
+}
+
+// untilGone returns when the other end of conn, or conn itself, is closed. The
+// end of the other's input alone does not count: docker has none to send, says
+// so, and goes on reading. Nothing else may read from conn meanwhile.
+func untilGone(ctx context.Context, conn net.Conn) {
+	sc, ok := conn.(syscall.Conn)
+	if !ok {
+		<-ctx.Done()
+		return
 	}
-	// Not buf itself: net/http takes the end of what it reads, here of the
-	// client's input, for the end of the request, and would cancel its context.
-	return conn, io.MultiReader(bytes.NewReader(slices.Clone(sent)), conn), nil
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return
+	}
+	raw.Read(func(fd uintptr) bool { // called again at each change
+		fds := []unix.PollFd{{Fd: int32(fd)}} // a hang-up is always told
+		n, err := unix.Poll(fds, 0)
+		return err == nil && n > 0 && fds[0].Revents&unix.POLLHUP != 0
+	})
 }
 
 // failing cancels when a write fails: the client is gone.
@@ -135,17 +164,11 @@ func (s *Server) containerAttach(w http.ResponseWriter, r *http.Request) error {
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	// One that has exited is started again after the answer. Only until then are
-	// events read, and each one queued for who does not would stay there.
-	watch, unwatch := context.WithCancel(ctx)
-	defer unwatch()
-	var events <-chan engine.Event
-	if c.State == engine.StateExited {
-		events = s.opt.Engine.Subscribe(watch)
-		if c, err = s.opt.Engine.Container(ctx, c.ID); err != nil { // somebody may have started it already
-			return err
-		}
+	attachment, err := s.opt.Engine.Announce(c.ID) // before the answer, after which the client may start it
+	if err != nil {
+		return err
 	}
+	defer attachment.Close()
 	conn, in, err := hijack(w, r, c.Spec.TTY)
 	if err != nil {
 		return err
@@ -154,6 +177,8 @@ func (s *Server) containerAttach(w http.ResponseWriter, r *http.Request) error {
 	context.AfterFunc(ctx, func() { conn.Close() })
 	stdout, stderr := outputs(failing{conn, cancel}, c.Spec.TTY)
 	if flag(r, "logs") && c.LogPath != "" {
+		// A client that does not read them must not hold up the start.
+		attachment.Close()
 		opt := logOptions{stdout: flag(r, "stdout"), stderr: flag(r, "stderr"), tail: -1}
 		if err := s.copyLog(ctx, c, opt, stdout, stderr); err != nil {
 			return err
@@ -163,13 +188,19 @@ func (s *Server) containerAttach(w http.ResponseWriter, r *http.Request) error {
 		return nil
 	}
 	streams := engine.Streams{}
+	reads := flag(r, "stdin") && c.Spec.Stdin
+	if !reads {
+		var watch sync.WaitGroup
+		watch.Go(func() { untilGone(ctx, conn); cancel() })
+		defer func() { conn.Close(); watch.Wait() }()
+	}
 	if flag(r, "stdout") {
 		streams.Stdout = stdout
 	}
 	if flag(r, "stderr") && !c.Spec.TTY {
 		streams.Stderr = stderr
 	}
-	if flag(r, "stdin") && c.Spec.Stdin {
+	if reads {
 		if c.Spec.TTY {
 			if in, err = detachable(in, param(r, "detachKeys")); err != nil {
 				return err
@@ -178,23 +209,7 @@ func (s *Server) containerAttach(w http.ResponseWriter, r *http.Request) error {
 		}
 		streams.Stdin = in
 	}
-	// The engine's attach waits only for created ones.
-	if c.State == engine.StateExited && !awaitStart(events, c.ID) {
-		return ctx.Err()
-	}
-	unwatch()
-	return s.opt.Engine.Attach(ctx, c.ID, streams)
-}
-
-// awaitStart reads events until the container starts, as `docker start -a` has
-// it after it has attached; false if something else happens.
-func awaitStart(events <-chan engine.Event, id string) bool {
-	for ev := range events {
-		if ev.Container != nil && ev.Container.ID == id {
-			return ev.Type == engine.EventStarted
-		}
-	}
-	return false
+	return attachment.Attach(ctx, streams)
 }
 
 func (s *Server) containerResize(w http.ResponseWriter, r *http.Request) error {

@@ -1,6 +1,7 @@
 package dockerapi
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/http"
 	"os"
@@ -133,6 +134,9 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) error {
 	match, err := parseFilters(r, "container", "event", "image", "label", "type", "scope", "daemon")
 	if err != nil {
 		return err
+	}
+	if since, err := parseTime(param(r, "since")); err != nil || !since.IsZero() {
+		return cmp.Or(err, unsupported("events of the past (since)"))
 	}
 	ctx := r.Context()
 	stream := s.opt.Engine.Subscribe(ctx)

@@ -43,15 +43,28 @@ type container struct {
 	// anew when it is started again.
 	ended chan struct{}
 	// attaching counts callers who want its output from the first byte, placed
-	// is closed when the runner has the container and they can attach.
+	// is closed when the runner has the container and they can attach. next is
+	// placed of the run to come, nil until somebody waits for it.
 	attaching sync.WaitGroup
 	placed    chan struct{}
+	next      chan struct{}
+	removed   chan struct{} // closed once it is
 
 	pod *pod
 }
 
 func newContainer(p *pod, rec containerRecord) *container {
-	return &container{pod: p, rec: rec, ended: make(chan struct{}), placed: make(chan struct{})}
+	return &container{pod: p, rec: rec, ended: make(chan struct{}), placed: make(chan struct{}), removed: make(chan struct{})}
+}
+
+// isRemoved reports whether c was removed since the caller found it.
+func (c *container) isRemoved() bool {
+	select {
+	case <-c.removed:
+		return true
+	default:
+		return false
+	}
 }
 
 func (c *container) record() containerRecord {
@@ -111,6 +124,9 @@ func (e *Engine) CreateContainer(ctx context.Context, podID string, spec Contain
 	if _, err := stopSignal(spec.StopSignal, image.StopSignal); err != nil {
 		return Container{}, fmt.Errorf("create container %s: %w", spec.Name, err)
 	}
+	if _, err := effectiveCaps(spec.Security, e.machine.caps); err != nil {
+		return Container{}, fmt.Errorf("create container %s: %w", spec.Name, err)
+	}
 	pod := p.snapshot()
 	rec := containerRecord{Image: image, Container: Container{
 		ID: newID(), PodID: pod.ID, Spec: spec, ImageID: img.ID, ImageRef: img.Digest, State: StateCreated,
@@ -164,6 +180,9 @@ func (e *Engine) StartContainer(ctx context.Context, id string) error {
 // container has exited, and does not any more once c counts as not exited.
 func (e *Engine) beginStart(ctx context.Context, c *container) (*runner.Client, error) {
 	s, pod := c.snapshot(), c.pod.snapshot()
+	if c.isRemoved() {
+		return nil, fault.New(fault.NotFound, "container %s was removed", s.ID)
+	}
 	if s.State.alive() {
 		return nil, nil
 	}
@@ -192,7 +211,10 @@ func (e *Engine) rearm(c *container) {
 	defer c.mu.Unlock()
 	c.rec.Container.State = StateCreated
 	c.ended = make(chan struct{})
-	c.placed = make(chan struct{})
+	c.placed, c.next = c.next, nil
+	if c.placed == nil {
+		c.placed = make(chan struct{})
+	}
 }
 
 // launch gives the container to its runner and starts it; c.op is held.
@@ -379,7 +401,7 @@ func (e *Engine) beginStop(ctx context.Context, c *container, grace time.Duratio
 	ended = c.end()
 	id := rec.Container.ID
 	if rec.Container.State == StatePaused {
-		if err := errors.Join(client.Resume(ctx, id), e.setContainer(c, resumed)); err != nil {
+		if err := e.resume(ctx, c, client); err != nil {
 			return nil, fmt.Errorf("stop container %s: %w", id, err)
 		}
 	}
@@ -394,13 +416,6 @@ func (e *Engine) beginStop(ctx context.Context, c *container, grace time.Duratio
 		return nil, fmt.Errorf("stop container %s: %w", id, err)
 	}
 	return ended, nil
-}
-
-// resumed is a container's record after it was thawed. It may have exited meanwhile.
-func resumed(s *Container) {
-	if s.State == StatePaused {
-		s.State = StateRunning
-	}
 }
 
 // killContainer kills whatever runs of c.
@@ -466,6 +481,9 @@ func (e *Engine) RemoveContainer(ctx context.Context, id string, force bool) err
 func (e *Engine) removeContainer(ctx context.Context, c *container, force bool) error {
 	c.op.Lock()
 	defer c.op.Unlock()
+	if c.isRemoved() {
+		return nil
+	}
 	s := c.snapshot()
 	client := c.pod.client()
 	if c.pod.unreachable() && s.State.alive() {
@@ -500,6 +518,7 @@ func (e *Engine) removeContainer(ctx context.Context, c *container, force bool) 
 	if s.State != StateExited && c.rec.Container.State != StateExited {
 		close(c.ended)
 	}
+	close(c.removed)
 	c.mu.Unlock()
 	e.publish(EventDeleted, c.pod.snapshot(), &s)
 	return nil

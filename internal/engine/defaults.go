@@ -116,22 +116,24 @@ func baseMounts(privileged, hostIPC bool, shm string) []specs.Mount {
 		specs.Mount{Destination: "/dev/shm", Type: "bind", Source: shm, Options: []string{"bind", "nosuid", "noexec", "nodev"}})
 }
 
-// mergeEnv lays over on top of base by variable name, keeping base's order.
+// mergeEnv lays over on top of base by variable name, keeping base's order. A
+// name without "=" takes the variable away, as Docker has it.
 func mergeEnv(base, over []string) []string {
 	out := slices.Clone(base)
-	at := make(map[string]int, len(out))
-	for i, kv := range out {
-		k, _, _ := strings.Cut(kv, "=")
-		at[k] = i
-	}
 	for _, kv := range over {
-		k, _, _ := strings.Cut(kv, "=")
-		if i, ok := at[k]; ok {
-			out[i] = kv
-			continue
+		name, _, set := strings.Cut(kv, "=")
+		at := slices.IndexFunc(out, func(have string) bool {
+			k, _, _ := strings.Cut(have, "=")
+			return k == name
+		})
+		switch {
+		case at >= 0 && set:
+			out[at] = kv
+		case at >= 0:
+			out = slices.Delete(out, at, at+1)
+		case set:
+			out = append(out, kv)
 		}
-		at[k] = len(out)
-		out = append(out, kv)
 	}
 	return out
 }

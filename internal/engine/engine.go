@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -148,6 +149,9 @@ func (e *Engine) Running() bool {
 
 // Images returns the image store.
 func (e *Engine) Images() *store.Store { return e.opt.Store }
+
+// Gateway is the address at which containers reach this machine.
+func (e *Engine) Gateway() netip.Addr { return e.opt.Network.Gateway() }
 
 // Subscribe returns all events from now on, in order; the channel is closed
 // once ctx ends. A slow reader delays nobody: the channel of one that is

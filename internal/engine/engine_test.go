@@ -43,11 +43,11 @@ func logOf(t *testing.T, m *enginetest.Machine, c engine.Container) string {
 func TestContainerDefaults(t *testing.T) {
 	m := enginetest.New(t)
 	_, c := m.Run(engine.ContainerSpec{Name: "d", Command: []string{"sh", "-c", `
-hostname; id; echo FROM=$FROM; cat /proc/self/status | while read k v; do case $k in CapEff:|Seccomp:|NoNewPrivs:) echo $k $v;; esac; done
+hostname; id; echo FROM=$FROM; cat /proc/self/status | while read k v; do case $k in CapEff:|Seccomp:|NoNewPrivs:|SigIgn:) echo $k $v;; esac; done
 touch /proc/sys/kernel/x 2>&1; ls /proc/kcore >/dev/null; wc -l < /proc/timer_list; ls /sys/class/net; cat /etc/hosts; touch /written && echo wrote`}})
 	out := logOf(t, m, c)
 	// Docker's fourteen capabilities are 0xa80425fb.
-	for _, want := range []string{"box\n", "uid=0", "FROM=image", "CapEff: 00000000a80425fb", "Seccomp: 2", "eth0", "box", "wrote\n", "\n0\n"} {
+	for _, want := range []string{"box\n", "uid=0", "FROM=image", "CapEff: 00000000a80425fb", "Seccomp: 2", "SigIgn: 0000000000000000", "eth0", "box", "wrote\n", "\n0\n"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in:\n%s", want, out)
 		}

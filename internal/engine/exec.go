@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -23,11 +24,12 @@ func (e *Engine) running(id string) (*container, *runner.Client, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	client := c.pod.client()
-	if c.pod.unreachable() {
+	// One that has exited needs no runner: its pod, being idle, lets go of it.
+	client, s := c.pod.client(), c.snapshot()
+	if s.State.alive() && c.pod.unreachable() {
 		return nil, nil, c.pod.errNoAnswer()
 	}
-	if s := c.snapshot(); client == nil || !s.State.alive() {
+	if client == nil || !s.State.alive() {
 		return nil, nil, fault.New(fault.Conflict, "container %s is not running", s.ID).Hint("start it first")
 	}
 	return c, client, nil
@@ -44,8 +46,7 @@ func (e *Engine) Exec(ctx context.Context, id string, spec ExecSpec, streams Str
 	if err != nil {
 		return 0, fmt.Errorf("exec in %s: %w", id, err)
 	}
-	c.pod.streams.Add(1)
-	defer c.pod.streams.Done()
+	defer c.pod.streams.begin()()
 	execID := newID()
 	rs := runnerStreams(streams)
 	if spec.OnStart != nil {
@@ -66,7 +67,7 @@ func (e *Engine) execProcess(c *container, spec ExecSpec) (*specs.Process, error
 	}
 	rec := c.record()
 	cs := rec.Container.Spec
-	cs.TTY, cs.Env = spec.TTY, mergeEnv(cs.Env, spec.Env)
+	cs.TTY, cs.ConsoleSize, cs.Env = spec.TTY, spec.ConsoleSize, slices.Concat(cs.Env, spec.Env)
 	cs.WorkingDir = cmp.Or(spec.WorkingDir, cs.WorkingDir)
 	cs.Security.Privileged = cs.Security.Privileged || spec.Privileged
 	u, err := resolveUser(e.rootfsDir(rec.Container.ID), cmp.Or(spec.User, cs.Security.User, rec.Image.User),
@@ -91,37 +92,74 @@ func runnerStreams(s Streams) runner.Streams {
 // It returns when the container has exited and its output is written, or when
 // ctx ends.
 func (e *Engine) Attach(ctx context.Context, id string, streams Streams) error {
-	c, err := e.findContainer(id)
+	a, err := e.announce(id, false)
 	if err != nil {
 		return err
 	}
+	return a.Attach(ctx, streams)
+}
+
+// Attachment is a caller who is going to attach to a container's main process.
+type Attachment struct {
+	container *container
+	placed    <-chan struct{}
+	waits     bool
+	attached  func() // lets the program start
+}
+
+// Announce says that the caller is going to attach to the run that is under way
+// or, if there is none, to the next one. That does not begin before the caller
+// has attached, or has closed the Attachment.
+func (e *Engine) Announce(id string) (*Attachment, error) { return e.announce(id, true) }
+
+func (e *Engine) announce(id string, next bool) (*Attachment, error) {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return nil, err
+	}
+	a := &Attachment{container: c, attached: func() {}}
 	c.mu.Lock()
-	placed, waits := c.placed, false
-	select {
-	case <-placed:
-	default:
-		waits = true
-		c.attaching.Add(1)
-	}
-	c.mu.Unlock()
-	c.pod.streams.Add(1)
-	defer c.pod.streams.Done()
-	rs := runnerStreams(streams)
-	if waits {
-		attached := sync.OnceFunc(c.attaching.Done)
-		defer attached()
-		rs.Started = attached
-		select {
-		case <-placed:
-		case <-ctx.Done():
-			return ctx.Err()
+	defer c.mu.Unlock()
+	a.placed = c.placed
+	if next && c.rec.Container.State == StateExited {
+		if c.next == nil {
+			c.next = make(chan struct{})
 		}
+		a.placed = c.next
 	}
+	select {
+	case <-a.placed:
+	default:
+		a.waits = true
+		c.attaching.Add(1)
+		a.attached = sync.OnceFunc(c.attaching.Done)
+	}
+	return a, nil
+}
+
+// Close ends the announcement: the start waits for Attach no more.
+func (a *Attachment) Close() { a.attached() }
+
+// Attach connects the streams, as Engine.Attach does. Call it once.
+func (a *Attachment) Attach(ctx context.Context, streams Streams) error {
+	defer a.Close()
+	select {
+	case <-a.placed:
+	case <-a.container.removed:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	c := a.container
+	defer c.pod.streams.begin()()
 	client := c.pod.client()
 	if client == nil {
 		return nil
 	}
-	if err := client.Attach(ctx, c.snapshot().ID, rs); err != nil && !(waits && fault.Is(err, fault.NotFound)) {
+	rs := runnerStreams(streams)
+	rs.Started = a.attached
+	id := c.snapshot().ID
+	if err := client.Attach(ctx, id, rs); err != nil && !(a.waits && fault.Is(err, fault.NotFound)) {
 		return fmt.Errorf("attach to %s: %w", id, err)
 	}
 	return nil
@@ -152,29 +190,43 @@ func (e *Engine) Signal(ctx context.Context, id string, sig syscall.Signal) erro
 
 // Pause freezes all processes of a container; Resume lets them go on.
 func (e *Engine) Pause(ctx context.Context, id string) error {
-	return e.freeze(ctx, id, StateRunning, StatePaused, EventPaused, (*runner.Client).Pause)
+	return e.onRunning(id, StateRunning, func(c *container, client *runner.Client) error {
+		if err := client.Pause(ctx, c.snapshot().ID); err != nil {
+			return err
+		}
+		return e.frozen(c, StateRunning, StatePaused, EventPaused)
+	})
 }
 
 // Resume thaws a paused container.
 func (e *Engine) Resume(ctx context.Context, id string) error {
-	return e.freeze(ctx, id, StatePaused, StateRunning, EventResumed, (*runner.Client).Resume)
+	return e.onRunning(id, StatePaused, func(c *container, client *runner.Client) error { return e.resume(ctx, c, client) })
 }
 
-func (e *Engine) freeze(ctx context.Context, id string, from, to ContainerState, kind EventType,
-	call func(*runner.Client, context.Context, string) error) error {
+// onRunning calls f with a container in the given state; its op is held.
+func (e *Engine) onRunning(id string, state ContainerState, f func(*container, *runner.Client) error) error {
 	c, client, err := e.running(id)
 	if err != nil {
 		return err
 	}
 	c.op.Lock()
 	defer c.op.Unlock()
-	s := c.snapshot()
-	if s.State != from {
-		return fault.New(fault.Conflict, "container %s is %s, not %s", s.ID, s.State, from)
+	if s := c.snapshot(); s.State != state {
+		return fault.New(fault.Conflict, "container %s is %s, not %s", s.ID, s.State, state)
 	}
-	if err := call(client, ctx, s.ID); err != nil {
+	return f(c, client)
+}
+
+// resume thaws a paused container; c.op is held.
+func (e *Engine) resume(ctx context.Context, c *container, client *runner.Client) error {
+	if err := client.Resume(ctx, c.snapshot().ID); err != nil {
 		return err
 	}
+	return e.frozen(c, StatePaused, StateRunning, EventResumed)
+}
+
+// frozen records that a container was frozen or thawed.
+func (e *Engine) frozen(c *container, from, to ContainerState, kind EventType) error {
 	if err := e.setContainer(c, func(s *Container) {
 		if s.State == from { // it may have exited meanwhile
 			s.State = to
@@ -182,7 +234,7 @@ func (e *Engine) freeze(ctx context.Context, id string, from, to ContainerState,
 	}); err != nil {
 		return err
 	}
-	s = c.snapshot()
+	s := c.snapshot()
 	e.publish(kind, c.pod.snapshot(), &s)
 	return nil
 }

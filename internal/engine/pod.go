@@ -39,7 +39,7 @@ type pod struct {
 
 	// streams counts callers attached to its containers, who must get the last
 	// output before the runner goes.
-	streams sync.WaitGroup
+	streams counter
 }
 
 func newPod(rec podRecord) *pod { return &pod{id: rec.Pod.ID, rec: rec} }
@@ -276,7 +276,7 @@ func (e *Engine) releasePod(ctx context.Context, p *pod) error {
 	p.mu.Unlock()
 	var errs []error
 	if client != nil {
-		waitAtMost(&p.streams, time.Second)
+		p.streams.wait(time.Second)
 		err := client.Shutdown(ctx)
 		if err != nil {
 			client.Close() // else streams end by themselves, with the last output
@@ -396,12 +396,45 @@ func (e *Engine) runnerLost(ctx context.Context, p *pod) {
 	e.publish(EventPodDown, p.snapshot(), nil)
 }
 
-// waitAtMost waits for wg, but no longer than limit.
-func waitAtMost(wg *sync.WaitGroup, limit time.Duration) {
-	done := make(chan struct{})
-	go func() { wg.Wait(); close(done) }()
+// counter counts what is under way. Unlike a sync.WaitGroup it may be waited for
+// while more begins.
+type counter struct {
+	mu   sync.Mutex
+	n    int
+	zero chan struct{} // nil unless somebody waits
+}
+
+// begin counts one more until the returned function is called, once.
+func (c *counter) begin() (end func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.n++
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.n--; c.n == 0 && c.zero != nil {
+			close(c.zero)
+			c.zero = nil
+		}
+	}
+}
+
+// wait returns once the count was zero, or limit has passed.
+func (c *counter) wait(limit time.Duration) {
+	c.mu.Lock()
+	if c.n == 0 {
+		c.mu.Unlock()
+		return
+	}
+	if c.zero == nil {
+		c.zero = make(chan struct{})
+	}
+	zero := c.zero
+	c.mu.Unlock()
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
 	select {
-	case <-done:
-	case <-time.After(limit):
+	case <-zero:
+	case <-timer.C:
 	}
 }

@@ -111,12 +111,16 @@ func (in specInput) process(caps []string) *specs.Process {
 	if cwd == "" {
 		cwd = "/"
 	}
+	var size *specs.Box
+	if c.TTY && c.ConsoleSize != [2]uint{} {
+		size = &specs.Box{Width: c.ConsoleSize[0], Height: c.ConsoleSize[1]}
+	}
 	return &specs.Process{
-		Terminal: c.TTY,
-		User:     specs.User{UID: in.user.uid, GID: in.user.gid, AdditionalGids: in.user.groups},
-		Args:     in.argv,
-		Env:      env,
-		Cwd:      filepath.Clean("/" + cwd),
+		Terminal: c.TTY, ConsoleSize: size,
+		User: specs.User{UID: in.user.uid, GID: in.user.gid, AdditionalGids: in.user.groups},
+		Args: in.argv,
+		Env:  env,
+		Cwd:  filepath.Clean("/" + cwd),
 		Capabilities: &specs.LinuxCapabilities{
 			Bounding: caps, Effective: caps, Permitted: caps,
 		},
@@ -210,7 +214,7 @@ func linuxResources(r Resources, privileged bool, devices []Device) (*specs.Linu
 			out.Memory.Swap = &r.MemorySwap
 		}
 	}
-	if r.CPUShares != 0 || r.CPUQuota != 0 || r.CpusetCPUs != "" || r.CpusetMems != "" {
+	if r.CPUShares != 0 || r.CPUQuota != 0 || r.CPUPeriod != 0 || r.CpusetCPUs != "" || r.CpusetMems != "" {
 		out.CPU = &specs.LinuxCPU{Cpus: r.CpusetCPUs, Mems: r.CpusetMems}
 		if r.CPUShares != 0 {
 			shares := uint64(r.CPUShares)

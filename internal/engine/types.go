@@ -175,18 +175,19 @@ type ContainerSpec struct {
 	// Command replaces the image's entrypoint and, then, its cmd; Args replaces its cmd.
 	Command    []string `json:"command,omitempty"`
 	Args       []string `json:"args,omitempty"`
-	Env        []string `json:"env,omitempty"` // "K=V", over the image's
+	Env        []string `json:"env,omitempty"` // "K=V", over the image's; "K" takes the image's away
 	WorkingDir string   `json:"workingDir,omitempty"`
 	Mounts     []Mount  `json:"mounts,omitempty"`
 	Devices    []Device `json:"devices,omitempty"`
 	// LogPath is the CRI-format log file, relative to the pod's LogDir. Empty: no log.
-	LogPath     string `json:"logPath,omitempty"`
-	LogMaxBytes int64  `json:"logMaxBytes,omitempty"` // rotate at this size; 0: the owner rotates
-	LogMaxFiles int    `json:"logMaxFiles,omitempty"`
-	TTY         bool   `json:"tty,omitempty"`
-	Stdin       bool   `json:"stdin,omitempty"`
-	StdinOnce   bool   `json:"stdinOnce,omitempty"`
-	StopSignal  string `json:"stopSignal,omitempty"` // empty: the image's, else SIGTERM
+	LogPath     string  `json:"logPath,omitempty"`
+	LogMaxBytes int64   `json:"logMaxBytes,omitempty"` // rotate at this size; 0: the owner rotates
+	LogMaxFiles int     `json:"logMaxFiles,omitempty"`
+	TTY         bool    `json:"tty,omitempty"`
+	ConsoleSize [2]uint `json:"consoleSize,omitzero"` // columns, rows of the terminal at first
+	Stdin       bool    `json:"stdin,omitempty"`
+	StdinOnce   bool    `json:"stdinOnce,omitempty"`
+	StopSignal  string  `json:"stopSignal,omitempty"` // empty: the image's, else SIGTERM
 	// StopGrace is how long StopAll waits after the stop signal: nil is
 	// DefaultStopGrace, less than 0 as long as StopAll may.
 	StopGrace *time.Duration `json:"stopGrace,omitempty"`
@@ -263,7 +264,9 @@ type ExecSpec struct {
 	WorkingDir string
 	User       string // as Security.User; empty: the container's
 	TTY        bool
-	Privileged bool
+	// ConsoleSize is the columns and rows of the terminal at first.
+	ConsoleSize [2]uint
+	Privileged  bool
 	// OnStart, if set, is called with an id that ResizeExec takes, once the process runs.
 	OnStart func(execID string)
 }

@@ -173,6 +173,9 @@ func (n *Network) cursorPath() string { return filepath.Join(n.o.StateDir, "curs
 // Name implements lifecycle.Component.
 func (n *Network) Name() string { return "network" }
 
+// Gateway is the containers' gateway, at which they reach this machine.
+func (n *Network) Gateway() netip.Addr { return n.gateway }
+
 // Start makes what is missing on the machine, takes over what an earlier run
 // left (containers keep their network meanwhile) and begins to fill the pool.
 // A Conflict means that the range or the bridge's name is used by something

@@ -63,7 +63,7 @@ func (c *container) startExec(conn *runner.Conn, r runner.ExecRequest) (*process
 	}
 	c.execs[r.ExecID] = p
 	c.mu.Unlock()
-	_ = conn.Write(runner.FrameStarted, nil) // the command runs also for a caller that is gone
+	p.started = func() { _ = conn.Write(runner.FrameStarted, nil) } // the command runs also for a caller that is gone
 	p.out.attach(conn)
 	if err := p.start(c.ctr); err != nil {
 		c.mu.Lock()

@@ -30,6 +30,7 @@ type process struct {
 	tty       bool
 	stdinOnce bool
 	out       *output
+	started   func()        // called once the process runs, before any of its output is copied; may be nil
 	done      chan struct{} // closed by drain
 
 	theirs  []*os.File // the process's ends, closed here once it has them
@@ -150,6 +151,9 @@ func (p *process) start(ctr *libcontainer.Container) error {
 		p.closeFiles()
 		p.out.close()
 		return err
+	}
+	if p.started != nil {
+		p.started()
 	}
 	for _, s := range p.readers {
 		p.copies.Go(func() { p.out.copy(s.name, s.file) })

@@ -1,0 +1,383 @@
+package dockerapi_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/client"
+
+	"github.com/ferryos/ferry/internal/engine/enginetest"
+)
+
+func pointer[T any](v T) *T { return &v }
+
+// TestSettings makes containers in many ways and has each say what it sees.
+func TestSettings(t *testing.T) {
+	a := newAPI(t)
+	status := func(field string) string {
+		return "while read k v; do case $k in " + field + ":) echo $v;; esac; done < /proc/self/status"
+	}
+	limit := func(v1, v2 string) string {
+		return fmt.Sprintf("cat /sys/fs/cgroup/%s 2>/dev/null || cat /sys/fs/cgroup/%s", v1, v2)
+	}
+	for _, tt := range []struct {
+		name   string
+		script string
+		set    func(*container.Config, *container.HostConfig)
+		want   string
+	}{
+		{"environment", "echo $A, $FROM, $HOME", func(c *container.Config, _ *container.HostConfig) { c.Env = []string{"A=b=c", "HOME=/x"} }, "b=c, image, /x\n"},
+		{"environment taken away", "echo ${FROM-none}", func(c *container.Config, _ *container.HostConfig) { c.Env = []string{"FROM"} }, "none\n"},
+		{"directory", "pwd", func(c *container.Config, _ *container.HostConfig) { c.WorkingDir = "/made/for/it" }, "/made/for/it\n"},
+		{"user by name", "id", func(c *container.Config, _ *container.HostConfig) { c.User = "user" }, "uid=1000(user) gid=1000(user) groups=1000(user),1001(extra)\n"},
+		{"user by number", "id -u; id -g", func(c *container.Config, h *container.HostConfig) { c.User, h.GroupAdd = "12:34", []string{"56"} }, "12\n34\n"},
+		{"host name", "hostname; cat /etc/hostname", func(c *container.Config, _ *container.HostConfig) { c.Hostname = "boat" }, "boat\nboat\n"},
+		{"entrypoint", "", func(c *container.Config, _ *container.HostConfig) {
+			c.Entrypoint, c.Cmd = []string{"echo", "a"}, []string{"b"}
+		}, "a b\n"},
+		{"entrypoint reset", "", func(c *container.Config, _ *container.HostConfig) {
+			c.Entrypoint, c.Cmd = []string{""}, []string{"echo", "c"}
+		}, "c\n"},
+		{"memory", limit("memory/memory.limit_in_bytes", "memory.max"), func(_ *container.Config, h *container.HostConfig) { h.Memory = 64 << 20 }, "67108864\n"},
+		{"processes", limit("pids/pids.max", "pids.max"), func(_ *container.Config, h *container.HostConfig) { h.PidsLimit = pointer(int64(50)) }, "50\n"},
+		{"shares", limit("cpu/cpu.shares", "cpu.weight"), func(_ *container.Config, h *container.HostConfig) { h.CPUShares = 512 }, "512\n"},
+		{"quota", limit("cpu/cpu.cfs_quota_us", "cpu.max"), func(_ *container.Config, h *container.HostConfig) { h.NanoCPUs = 5e8 }, "50000\n"},
+		{"period", limit("cpu/cpu.cfs_period_us", "cpu.max"), func(_ *container.Config, h *container.HostConfig) { h.CPUPeriod, h.CPUQuota = 50000, 25000 }, "50000\n"},
+		{"period alone", limit("cpu/cpu.cfs_period_us", "cpu.max"), func(_ *container.Config, h *container.HostConfig) { h.CPUPeriod = 50000 }, "50000\n"},
+		{"processors", status("Cpus_allowed_list"), func(_ *container.Config, h *container.HostConfig) { h.CpusetCpus = "0" }, "0\n"},
+		{"open files", "ulimit -n", func(_ *container.Config, h *container.HostConfig) {
+			h.Ulimits = []*container.Ulimit{{Name: "nofile", Soft: 100, Hard: 200}}
+		}, "100\n"},
+		{"likelier killed", "cat /proc/self/oom_score_adj", func(_ *container.Config, h *container.HostConfig) { h.OomScoreAdj = 500 }, "500\n"},
+		{"read-only root", "touch /x 2>/dev/null || echo refused; touch /dev/shm/x && echo shm", func(_ *container.Config, h *container.HostConfig) { h.ReadonlyRootfs = true }, "refused\nshm\n"},
+		{"default capabilities", status("CapEff"), func(_ *container.Config, h *container.HostConfig) {}, "00000000a80425fb\n"},
+		{"one more", status("CapEff"), func(_ *container.Config, h *container.HostConfig) { h.CapAdd = []string{"NET_ADMIN"} }, "00000000a80435fb\n"},
+		{"none but", status("CapEff"), func(_ *container.Config, h *container.HostConfig) {
+			h.CapDrop, h.CapAdd = []string{"ALL"}, []string{"chown"}
+		}, "0000000000000001\n"},
+		{"one less", "hostname x 2>/dev/null || echo refused; " + status("CapEff"), func(_ *container.Config, h *container.HostConfig) { h.CapDrop = []string{"CAP_CHOWN"} }, "refused\n00000000a80425fa\n"},
+		{"no new privileges", status("NoNewPrivs"), func(_ *container.Config, h *container.HostConfig) { h.SecurityOpt = []string{"no-new-privileges"} }, "1\n"},
+		{"no filter", status("Seccomp"), func(_ *container.Config, h *container.HostConfig) { h.SecurityOpt = []string{"seccomp=unconfined"} }, "0\n"},
+		{"a filter", "mkdir /no; echo $?", func(_ *container.Config, h *container.HostConfig) {
+			h.SecurityOpt = []string{`seccomp={"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO"}]}`}
+		}, "1\n"},
+		{"privileged", status("Seccomp") + "; test -c /dev/kmsg || test -b /dev/vda && echo devices; touch /proc/sys/kernel/domainname && echo writable",
+			func(_ *container.Config, h *container.HostConfig) { h.Privileged = true }, "0\ndevices\nwritable\n"},
+		{"device", "test -c /dev/nothing && echo there", func(_ *container.Config, h *container.HostConfig) {
+			h.Devices = []container.DeviceMapping{{PathOnHost: "/dev/null", PathInContainer: "/dev/nothing"}}
+		}, "there\n"},
+		{"no network", "ls /sys/class/net", func(_ *container.Config, h *container.HostConfig) { h.NetworkMode = "none" }, "lo\n"},
+		{"the host's network", "ls -d /sys/class/net/" + hostLink(t), func(_ *container.Config, h *container.HostConfig) { h.NetworkMode = "host" }, "/sys/class/net/" + hostLink(t) + "\n"},
+		{"kernel parameter", "cat /proc/sys/net/ipv4/ip_default_ttl", func(_ *container.Config, h *container.HostConfig) {
+			h.Sysctls = map[string]string{"net.ipv4.ip_default_ttl": "77"}
+		}, "77\n"},
+		{"shared memory", "busybox df -k /dev/shm | while read fs size rest; do echo $size; done", func(_ *container.Config, h *container.HostConfig) { h.ShmSize = 2 << 20 }, "1K-blocks\n2048\n"},
+		{"the host's processes", "test -d /proc/" + strconv.Itoa(os.Getpid()) + " && echo seen", func(_ *container.Config, h *container.HostConfig) { h.PidMode = "host" }, "seen\n"},
+		{"own processes", "echo $$", func(*container.Config, *container.HostConfig) {}, "1\n"},
+		{"name servers", "cat /etc/resolv.conf", func(_ *container.Config, h *container.HostConfig) {
+			h.DNS, h.DNSSearch, h.DNSOptions = []netip.Addr{netip.MustParseAddr("9.8.7.6")}, []string{"a.test"}, []string{"ndots:2"}
+		}, "search a.test\nnameserver 9.8.7.6\noptions ndots:2\n"},
+		{"hosts", "busybox grep -E 'db|six' /etc/hosts", func(_ *container.Config, h *container.HostConfig) {
+			h.ExtraHosts = []string{"db:10.1.2.3", "six:[::1]"}
+		}, "10.1.2.3\tdb\n::1\tsix\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := shell(tt.script)
+			tt.set(&s.config, &s.host)
+			if r := a.run(s); r.out != tt.want {
+				t.Errorf("%q (%q, %d), want %q", r.out, r.err, r.code, tt.want)
+			}
+		})
+	}
+}
+
+// hostLink is a network interface of the machine.
+func hostLink(t *testing.T) string {
+	t.Helper()
+	links, err := net.Interfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		if l.Name != "eth0" && l.Name != "lo" {
+			return l.Name
+		}
+	}
+	t.Skip("this machine has but one network interface")
+	return ""
+}
+
+func TestMemoryLimit(t *testing.T) {
+	a := newAPI(t)
+	s := shell("x=$(yes 0123456789abcde | head -c 60000000); echo survived")
+	s.host.Memory = 16 << 20
+	r := a.run(s)
+	if c := a.inspect(r.id); !c.State.OOMKilled || r.code != 137 || r.out != "" {
+		t.Errorf("%+v, %+v", r, c.State)
+	}
+}
+
+// echoServer answers every connection with what it says.
+const echoServer = "echo ready; while :; do busybox nc -l -p 80 -e cat; done"
+
+func TestPublish(t *testing.T) {
+	a := newAPI(t)
+	s := shell(echoServer)
+	s.name = "web"
+	web, spare := network.MustParsePort("80/tcp"), network.MustParsePort("81/udp")
+	s.config.ExposedPorts = network.PortSet{web: {}, spare: {}}
+	s.host.PortBindings = network.PortMap{web: {{}, {HostIP: netip.MustParseAddr("127.0.0.1")}}}
+	id := a.up(s)
+	a.awaitOutput(id, "ready")
+	c := a.inspect(id)
+	bound := c.NetworkSettings.Ports[web]
+	if got, exposed := c.NetworkSettings.Ports[spare]; len(bound) != 2 || !exposed || got != nil {
+		t.Fatalf("%+v", c.NetworkSettings.Ports)
+	}
+	for _, b := range bound {
+		if got := talk(t, net.JoinHostPort("127.0.0.1", b.HostPort)); got != "hello" {
+			t.Errorf("%v: %q", b, got)
+		}
+	}
+	addr := c.NetworkSettings.Networks["bridge"].IPAddress
+	if got := talk(t, net.JoinHostPort(addr.String(), "80")); got != "hello" {
+		t.Errorf("%v: %q", addr, got)
+	}
+	list, err := a.ContainerList(t.Context(), client.ContainerListOptions{})
+	if err != nil || len(list.Items) != 1 || len(list.Items[0].Ports) != 3 || list.Items[0].Ports[0].PrivatePort != 80 || list.Items[0].Ports[2].PublicPort != 0 {
+		t.Errorf("%+v, %v", list.Items, err)
+	}
+	taken := shell("true")
+	taken.host.PortBindings = network.PortMap{web: {{HostPort: bound[0].HostPort}}}
+	body, _ := json.Marshal(container.CreateRequest{Config: &taken.config, HostConfig: &taken.host})
+	if got := a.do("POST", "/containers/create", string(body)); got.status != http.StatusConflict || !strings.Contains(got.message, bound[0].HostPort) {
+		t.Errorf("a port that is taken: %+v", got)
+	}
+	if _, err := a.ContainerStop(t.Context(), id, client.ContainerStopOptions{Timeout: seconds(0)}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a stopped container's port is free", func() bool {
+		l, err := net.Listen("tcp", ":"+bound[0].HostPort)
+		if err == nil {
+			l.Close()
+		}
+		return err == nil
+	})
+	a.startContainer(id)
+	all := shell("echo ready; sleep 1000")
+	all.config.ExposedPorts, all.host.PublishAllPorts = network.PortSet{web: {}}, true
+	if c := a.inspect(a.up(all)); len(c.NetworkSettings.Ports[web]) != 1 || c.NetworkSettings.Ports[web][0].HostPort == "0" {
+		t.Errorf("-P: %+v", c.NetworkSettings.Ports)
+	}
+}
+
+// talk says hello to an echo server, which may not listen yet, and returns its answer.
+func talk(t *testing.T, addr string) string {
+	t.Helper()
+	var got string
+	eventually(t, addr+" answers", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, "tcp", addr)
+		if err != nil {
+			return false
+		}
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(time.Second))
+		if _, err := io.WriteString(conn, "hello"); err != nil {
+			return false
+		}
+		var buf [5]byte
+		n, _ := io.ReadFull(conn, buf[:])
+		got = string(buf[:n])
+		return n > 0
+	})
+	return got
+}
+
+// TestHostGateway: a container reaches this machine by the name people give it.
+func TestHostGateway(t *testing.T) {
+	a := newAPI(t)
+	l, err := net.Listen("tcp", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			io.WriteString(conn, "the host\n")
+			conn.Close()
+		}
+	}()
+	s := shell(fmt.Sprintf("busybox nc host.docker.internal %d", l.Addr().(*net.TCPAddr).Port))
+	s.host.ExtraHosts = []string{"host.docker.internal:host-gateway"}
+	r := a.run(s)
+	if r.out != "the host\n" {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestRefused: what cannot be made is refused before anything is made.
+func TestRefused(t *testing.T) {
+	a := newAPI(t)
+	image := `"Image":"` + enginetest.Busybox + `"`
+	host := func(s string) string { return `{` + image + `,"HostConfig":{` + s + `}}` }
+	for _, tt := range []struct {
+		body   string
+		status int
+		says   string
+	}{
+		{``, 400, "no image given"},
+		{`{}`, 400, "no image given"},
+		{`null`, 400, "no image given"},
+		{`{`, 400, "request body"},
+		{`[]`, 400, "request body"},
+		{`{"Image":7}`, 400, "request body"},
+		{`{` + image + `} trailing`, 400, "request body"},
+		{`{"Image":"nothing"}`, 404, "No such image: nothing:latest"},
+		{`{"Image":"not a name"}`, 404, "No such image: not a name"},
+		{`{` + image + `,"Entrypoint":[""]}`, 400, "no command"},
+		{`{` + image + `,"WorkingDir":"here"}`, 400, "needs to be an absolute path"},
+		{`{` + image + `,"Env":["=x"]}`, 400, "invalid environment variable"},
+		{`{` + image + `,"StopSignal":"NOTHING"}`, 400, `stop signal "NOTHING"`},
+		{`{` + image + `,"Domainname":"d"}`, 501, "not supported yet: --domainname (Domainname)"},
+		{`{` + image + `,"Volumes":{"/data":{}}}`, 501, "anonymous volumes"},
+		{`{` + image + `,"Healthcheck":{"Test":["CMD","true"]}}`, 501, "--health-cmd"},
+		{`{` + image + `,"MacAddress":"02:00:00:00:00:01"}`, 501, "MacAddress"},
+		{`{` + image + `,"NetworkingConfig":{"EndpointsConfig":{"backend":{}}}}`, 404, "network backend not found"},
+		{`{` + image + `,"NetworkingConfig":{"EndpointsConfig":{"bridge":{"Aliases":["x"]}}}}`, 501, "NetworkingConfig.bridge"},
+		{host(`"Unheard":{"of":1}`), 501, "Unheard"},
+		{host(`"NetworkMode":"backend"`), 404, "network backend not found"},
+		{host(`"NetworkMode":"container:x"`), 501, "another container's network"},
+		{host(`"PidMode":"other"`), 400, "invalid PID mode"},
+		{host(`"PidMode":"container:x"`), 501, "--pid"},
+		{host(`"IpcMode":"other"`), 400, "invalid IPC mode"},
+		{host(`"IpcMode":"none"`), 501, "--ipc none"},
+		{host(`"RestartPolicy":{"Name":"always"},"Init":true`), 501, "not supported yet: --init (Init), --restart (RestartPolicy)"},
+		{host(`"DeviceRequests":[{"Count":-1}]`), 501, "--gpus"},
+		{host(`"CapAdd":["FLY"]`), 400, `unknown capability "CAP_FLY"`},
+		{host(`"CapDrop":["FLY"]`), 400, `unknown capability`},
+		{host(`"GroupAdd":["wheel"]`), 501, "--group-add wheel"},
+		{host(`"SecurityOpt":["apparmor=x"]`), 501, "--security-opt apparmor=x"},
+		{host(`"SecurityOpt":["seccomp={"]`), 400, "not JSON"},
+		{host(`"Memory":4096`), 400, "Minimum memory limit allowed is 6MB"},
+		{host(`"Memory":-1`), 400, "Minimum memory limit"},
+		{host(`"MemorySwap":1000`), 400, "--memory-swap"},
+		{host(`"Memory":67108864,"MemorySwap":-2`), 400, "--memory-swap"},
+		{host(`"NanoCpus":1`), 400, "range of CPUs"},
+		{host(`"NanoCpus":1000000000000`), 400, "range of CPUs"},
+		{host(`"NanoCpus":1000000000,"CpuQuota":1000`), 400, "--cpus"},
+		{host(`"CpuPeriod":1`), 400, "--cpu-period"},
+		{host(`"CpuQuota":1`), 400, "--cpu-quota"},
+		{host(`"CpuShares":-1`), 400, "--cpu-shares"},
+		{host(`"OomScoreAdj":1001`), 400, "--oom-score-adj"},
+		{host(`"ShmSize":-1`), 400, "--shm-size"},
+		{host(`"Ulimits":[null]`), 400, "--ulimit"},
+		{host(`"Ulimits":[{"Name":"odd","Soft":1,"Hard":1}]`), 400, "--ulimit odd=1:1"},
+		{host(`"Ulimits":[{"Name":"nofile","Soft":2,"Hard":1}]`), 400, "--ulimit nofile=2:1"},
+		{host(`"LogConfig":{"Type":"syslog"}`), 501, "--log-driver syslog"},
+		{host(`"LogConfig":{"Config":{"tag":"x"}}`), 501, "--log-opt tag"},
+		{host(`"LogConfig":{"Config":{"max-size":"big"}}`), 400, "max-size=big"},
+		{host(`"LogConfig":{"Config":{"max-size":"-1m"}}`), 400, "max-size=-1m"},
+		{host(`"LogConfig":{"Config":{"max-file":"few"}}`), 400, "max-file=few"},
+		{host(`"Dns":[""]`), 400, "--dns"},
+		{host(`"Dns":["x"]`), 400, "request body"},
+		{host(`"ExtraHosts":["db"]`), 400, "--add-host db"},
+		{host(`"ExtraHosts":[":1.2.3.4"]`), 400, "no name"},
+		{host(`"PortBindings":{"80/tcp":[{"HostPort":"x"}]}`), 400, `"x" is not a port`},
+		{host(`"PortBindings":{"80/tcp":[{"HostPort":"1-2"}]}`), 501, "range of host ports"},
+		{host(`"PortBindings":{"0/tcp":[{}]}`), 400, "container port"},
+		{host(`"PortBindings":{"80/icmp":[{}]}`), 400, "icmp"},
+		{host(`"PortBindings":{"80/tcp":[{"HostIp":"::1"}]}`), 501, "IPv6"},
+		{host(`"PortBindings":{"80/tcp":[{"HostIp":"192.0.2.1"}]}`), 400, "not one of this machine's"},
+	} {
+		got := a.do("POST", "/v1.51/containers/create?name=refused", tt.body)
+		if got.status != tt.status || !strings.Contains(got.message, tt.says) {
+			t.Errorf("%s: %d %q, want %d %q", tt.body, got.status, got.message, tt.status, tt.says)
+		}
+	}
+	for query, want := range map[string]struct {
+		status int
+		says   string
+	}{
+		"platform=linux/s390x": {501, "platform linux/s390x"}, "platform=windows": {501, "platform windows"},
+		"name=x": {400, "Invalid container name (x)"}, "name=-no": {400, "Invalid container name"}, "name=a%20b": {400, "Invalid container name"},
+	} {
+		if got := a.do("POST", "/containers/create?"+query, `{`+image+`}`); got.status != want.status || !strings.Contains(got.message, want.says) {
+			t.Errorf("%s: %+v", query, got)
+		}
+	}
+	if pods := a.machine.Pods(t.Context(), ""); len(pods) != 0 {
+		t.Errorf("%d pods are left", len(pods))
+	}
+}
+
+func TestNames(t *testing.T) {
+	a := newAPI(t)
+	web := a.create(spec{name: "web", config: container.Config{Image: enginetest.Busybox}})
+	got := a.do("POST", "/containers/create?name=/web", `{"Image":"`+enginetest.Busybox+`"}`)
+	if got.status != http.StatusConflict || !strings.Contains(got.message, `The container name "/web" is already in use by container "`+web+`"`) {
+		t.Errorf("%+v", got)
+	}
+	// Of many who want one name at once, one gets it.
+	statuses := make(chan int)
+	for range 8 {
+		go func() {
+			statuses <- a.do("POST", "/containers/create?name=wanted", `{"Image":"`+enginetest.Busybox+`"}`).status
+		}()
+	}
+	count := map[int]int{}
+	for range 8 {
+		count[<-statuses]++
+	}
+	if count[201] != 1 || count[409] != 7 {
+		t.Errorf("%v", count)
+	}
+	random := a.inspect(a.create(spec{config: container.Config{Image: enginetest.Busybox}})).Name
+	if !strings.HasPrefix(random, "/") || !strings.Contains(random, "_") {
+		t.Errorf("a name by chance: %q", random)
+	}
+	for _, key := range []string{"web", "/web", web, web[:12], web[:6]} {
+		if c := a.inspect(strings.TrimPrefix(key, "/")); c.ID != web || c.Name != "/web" {
+			t.Errorf("%s: %+v", key, c)
+		}
+	}
+	// A name goes before the beginning of an ID.
+	other := a.create(spec{name: web[:12], config: container.Config{Image: enginetest.Busybox}})
+	if c := a.inspect(web[:12]); c.ID != other {
+		t.Errorf("%s is %s", web[:12], c.ID)
+	}
+	if _, err := a.ContainerRemove(t.Context(), "web", client.ContainerRemoveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	a.create(spec{name: "web", config: container.Config{Image: enginetest.Busybox}})
+}
+
+func TestCreateWarnings(t *testing.T) {
+	a := newAPI(t)
+	res, err := a.ContainerCreate(t.Context(), client.ContainerCreateOptions{Config: &container.Config{Image: enginetest.Busybox},
+		HostConfig: &container.HostConfig{NetworkMode: "host", PortBindings: network.PortMap{network.MustParsePort("80/tcp"): {{HostPort: "80"}}}}})
+	if err != nil || len(res.Warnings) != 1 || !strings.Contains(res.Warnings[0], "Published ports are discarded when using host network mode") {
+		t.Errorf("%+v, %v", res, err)
+	}
+	if got := a.do("POST", "/containers/create", `{"Image":"`+enginetest.Busybox+`"}`); got.status != 201 || !strings.Contains(got.body, `"Warnings":[]`) {
+		t.Errorf("%+v", got)
+	}
+}

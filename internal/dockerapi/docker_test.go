@@ -1,0 +1,97 @@
+package dockerapi_test
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/ferryos/ferry/internal/engine/enginetest"
+)
+
+// TestDocker drives the real docker command against the socket.
+func TestDocker(t *testing.T) {
+	docker, err := exec.LookPath("docker")
+	if err != nil {
+		t.Skip("needs the docker command, version 28 or so")
+	}
+	a := newAPI(t)
+	image := enginetest.Busybox
+	dir := t.TempDir()
+	env := append(os.Environ(), "DOCKER_HOST=unix://"+a.socket, "DOCKER_CONFIG="+dir, "HOME="+dir)
+	tar := filepath.Join(dir, "saved.tar")
+	for _, tt := range []struct {
+		args  string
+		stdin string
+		code  int
+		out   string // a pattern that all of standard output matches
+		err   string // a pattern found in standard error
+	}{
+		{"version --format {{.Server.APIVersion}}", "", 0, "1.51\n", ""},
+		{"info --format {{.OSType}}/{{.Images}}/{{.ContainersRunning}}", "", 0, "linux/1/0\n", ""},
+		{"run --rm " + image + " echo hi", "", 0, "hi\n", ""},
+		{"run --rm -i " + image + " cat", strings.Repeat("x", 1<<20), 0, "x{1000}.*", ""},
+		{"run --rm " + image + " sh -c 'echo out; echo err >&2; exit 7'", "", 7, "out\n", "^err\n$"},
+		{"run --rm " + image + " no-such-program", "", 127, "", "executable file not found"},
+		{"run --rm " + image + " /etc", "", 126, "", "is a directory"},
+		{"run --rm --pull never nothing true", "", 125, "", "No such image: nothing:latest"},
+		{"run --rm --restart always " + image + " true", "", 125, "", "onflicting options"},
+		{"run --gpus all " + image + " true", "", 125, "", `not supported yet: --gpus \(DeviceRequests\)`},
+		{"run -d --name web --label app=x -e A=b -p 127.0.0.1::80 " + image + " sh -c 'trap \"exit 0\" TERM; echo started; sleep 1000 & wait'", "", 0, "[0-9a-f]{64}\n", ""},
+		{"run -d --name web " + image, "", 125, "", `"/web" is already in use`},
+		{"ps --format '{{.Names}} {{.Image}} {{.State}}' --filter name=^web$", "", 0, "web " + image + " running\n", ""},
+		{"ps -aq --no-trunc --filter label=app=y", "", 0, "", ""},
+		{"port web 80", "", 0, `127\.0\.0\.1:\d+\n`, ""},
+		{"exec web sh -c 'echo $A; exit 3'", "", 3, "b\n", ""},
+		{"exec -i web cat", "typed", 0, "typed", ""},
+		{"exec -d web true", "", 0, "", ""},
+		{"exec web no-such-program", "", 127, "", "exec failed: .*executable file not found"},
+		{"top web", "", 0, "(?s)PID.*sleep 1000\n", ""},
+		{"inspect -f '{{.State.Status}} {{.Config.Image}} {{index .Config.Labels \"app\"}}' web", "", 0, "running " + image + " x\n", ""},
+		{"inspect nothing", "", 1, `\[\]\n`, "o such object"},
+		{"logs web", "", 0, "started\n", ""},
+		{"rm web", "", 1, "", "container is running"},
+		{"pause web", "", 0, "web\n", ""},
+		{"unpause web", "", 0, "web\n", ""},
+		{"restart -t 0 web", "", 0, "web\n", ""},
+		{"stop -t 0 web", "", 0, "web\n", ""},
+		{"wait web", "", 0, "137\n", ""},
+		{"logs --tail 1 web", "", 0, "started\n", ""},
+		{"rm web", "", 0, "web\n", ""},
+		{"run --name once " + image + " echo again", "", 0, "again\n", ""},
+		{"start -a once", "", 0, "again\n", ""},
+		{"images --format '{{.Repository}}:{{.Tag}}'", "", 0, image + "\n", ""},
+		{"rmi " + image, "", 1, "", "uses the image"},
+		{"rm -f once", "", 0, "once\n", ""},
+		{"tag " + image + " other:v1", "", 0, "", ""},
+		{"image inspect -f '{{len .RepoTags}} {{index .Config.Cmd 0}}' other:v1", "", 0, "2 sh\n", ""},
+		{"save -o " + tar + " other:v1", "", 0, "", ""},
+		{"rmi other:v1", "", 0, "Untagged: other:v1\n", ""},
+		{"load -i " + tar, "", 0, "Loaded image: other:v1\n", ""},
+		{"history other:v1", "", 0, "IMAGE.*\n", ""},
+		{"container prune -f", "", 0, "(?s).*Total reclaimed space.*", ""},
+		{"events --since 1h", "", 1, "", "not supported yet"},
+		{"volume ls", "", 1, "", "does not serve GET /volumes"},
+	} {
+		t.Run(tt.args, func(t *testing.T) {
+			// The shell takes the quotes of the table apart.
+			cmd := exec.CommandContext(t.Context(), "sh", "-c", `exec "$0" `+tt.args, docker)
+			cmd.Env = env
+			var out, errs bytes.Buffer
+			cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(tt.stdin), &out, &errs
+			err := cmd.Run()
+			var exit *exec.ExitError
+			if err != nil && !errors.As(err, &exit) {
+				t.Fatal(err)
+			}
+			if cmd.ProcessState.ExitCode() != tt.code || !regexp.MustCompile(`^(?:`+tt.out+`)$`).Match(out.Bytes()) ||
+				!regexp.MustCompile(tt.err).Match(errs.Bytes()) {
+				t.Errorf("code %d\n%.500s\n%.500s", cmd.ProcessState.ExitCode(), out.String(), errs.String())
+			}
+		})
+	}
+}

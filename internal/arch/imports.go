@@ -104,7 +104,7 @@ func checkOwners(pkgs []*pkg, owners []owner) []string {
 	for _, o := range owners {
 		for _, name := range words(o.importers) {
 			if !slices.ContainsFunc(pkgs, func(p *pkg) bool {
-				return p.name == name && slices.ContainsFunc(p.imports(false), func(to string) bool {
+				return p.name == name && slices.ContainsFunc(slices.Concat(p.imports(false), p.imports(true)), func(to string) bool {
 					found, _ := ownerOf(to, owners)
 					return found == o
 				})

@@ -101,7 +101,7 @@ func untilGone(ctx context.Context, conn net.Conn) {
 	if err != nil {
 		return
 	}
-	raw.Read(func(fd uintptr) bool { // called again at each change
+	_ = raw.Read(func(fd uintptr) bool { // called again at each change
 		fds := []unix.PollFd{{Fd: int32(fd)}} // a hang-up is always told
 		n, err := unix.Poll(fds, 0)
 		return err == nil && n > 0 && fds[0].Revents&unix.POLLHUP != 0

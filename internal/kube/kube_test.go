@@ -143,7 +143,7 @@ func TestReplace(t *testing.T) {
 		direct any
 		other  int
 	}
-	o := &outer{direct: &inner{time.Second}}
+	o := &outer{direct: &inner{time.Second}, other: 1}
 	v := reflect.ValueOf(o).Elem()
 	half := func(d time.Duration) time.Duration { return d / 2 }
 	if err := replace(v, half, "direct", "wait"); err != nil || o.direct.(*inner).wait != time.Second/2 {
@@ -153,6 +153,9 @@ func TestReplace(t *testing.T) {
 		if err := replace(v, half, path...); err == nil {
 			t.Errorf("replaced %v", path)
 		}
+	}
+	if o.other != 1 {
+		t.Errorf("a field of another type was changed to %v", o.other)
 	}
 }
 

@@ -251,7 +251,7 @@ func (b *bench) coldBuild(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(cache)
+	defer func() { _ = os.RemoveAll(cache) }()
 	took, err := timed(func() error {
 		cmd := exec.CommandContext(ctx, "make", "build", "BIN="+filepath.Join(cache, "bin"))
 		cmd.Env = append(os.Environ(), "GOCACHE="+cache)

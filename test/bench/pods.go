@@ -125,7 +125,7 @@ func (b *bench) idle(m *machine.Machine, what, memoryBar, cpuBar string) error {
 		var kb int
 		for line := range strings.Lines(string(status)) {
 			if rest, ok := strings.CutPrefix(line, name+":"); ok {
-				fmt.Sscanf(rest, "%d", &kb)
+				_, _ = fmt.Sscanf(rest, "%d", &kb) // the kernel's own format
 			}
 		}
 		return kb / 1024

@@ -38,7 +38,7 @@ func (b *bench) write(path string) error {
 func memory() string {
 	data, _ := os.ReadFile("/proc/meminfo")
 	var kb int
-	fmt.Sscanf(string(data), "MemTotal: %d kB", &kb)
+	_, _ = fmt.Sscanf(string(data), "MemTotal: %d kB", &kb) // the kernel's own format
 	return fmt.Sprintf("%d GB of memory", (kb+1<<19)>>20)
 }
 

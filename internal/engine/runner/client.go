@@ -129,7 +129,7 @@ func Kill(ctx context.Context, dir string) error {
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	io.Copy(io.Discard, conn) // ends with the runner
+	_, _ = io.Copy(io.Discard, conn) // ends with the runner
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("kill runner in %s: %w", dir, err)
 	}

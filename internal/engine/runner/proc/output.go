@@ -105,7 +105,7 @@ func (o *output) hangUp() {
 	defer o.mu.Unlock()
 	o.hungUp = true
 	for _, c := range o.conns {
-		c.Close()
+		_ = c.Close()
 	}
 }
 

@@ -47,8 +47,12 @@ type container struct {
 	// placed of the run to come, nil until somebody waits for it.
 	attaching sync.WaitGroup
 	placed    chan struct{}
-	next      chan struct{}
-	removed   chan struct{} // closed once it is
+	// starting is set until the start is published; early is the exit of one
+	// that ended before, to be published after it.
+	starting bool
+	early    *Container
+	next     chan struct{}
+	removed  chan struct{} // closed once it is
 
 	pod *pod
 }
@@ -244,6 +248,7 @@ func (e *Engine) launch(ctx context.Context, c *container, client *runner.Client
 	}
 	c.mu.Lock()
 	close(c.placed)
+	c.starting, c.early = true, nil
 	c.mu.Unlock()
 	c.attaching.Wait()
 	// Recorded before the start: the exit of a short process may be reported
@@ -259,6 +264,13 @@ func (e *Engine) launch(ctx context.Context, c *container, client *runner.Client
 		return err
 	}
 	e.publish(EventStarted, c.pod.snapshot(), &started)
+	c.mu.Lock()
+	early := c.early
+	c.starting, c.early = false, nil
+	c.mu.Unlock()
+	if early != nil {
+		e.publish(EventExited, c.pod.snapshot(), early)
+	}
 	return nil
 }
 
@@ -277,6 +289,7 @@ func (e *Engine) startFailed(ctx context.Context, c *container, client *runner.C
 	}
 	c.mu.Lock()
 	c.rec.Container.State = StateRunning // so that the exit below counts
+	c.starting, c.early = false, nil
 	select {
 	case <-c.placed:
 	default:
@@ -309,8 +322,14 @@ func (e *Engine) containerExited(c *container, exit runner.Exit) {
 	}
 	snapshot := *s
 	close(c.ended)
+	starting := c.starting
+	if starting {
+		c.early = &snapshot
+	}
 	c.mu.Unlock()
-	e.publish(EventExited, c.pod.snapshot(), &snapshot)
+	if !starting {
+		e.publish(EventExited, c.pod.snapshot(), &snapshot)
+	}
 }
 
 // runnerEvent takes up what a runner reports.

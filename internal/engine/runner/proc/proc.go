@@ -18,6 +18,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+	"unsafe"
 
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/sirupsen/logrus"
@@ -83,6 +84,32 @@ func surviveSignals() {
 		for range dropped {
 		}
 	}()
+	resetIgnored()
+}
+
+// sigaction is the kernel's struct sigaction (rt_sigaction(2)), not the C library's.
+type sigaction struct {
+	handler, flags, restorer uintptr
+	mask                     uint64
+}
+
+const lastSignal = 64
+
+// resetIgnored gives the signals that this process was born ignoring their
+// default again. The C library's posix_spawn, with which make starts programs,
+// leaves signal 32 ignored, which os/signal does not know.
+func resetIgnored() {
+	const ignore = 1 // SIG_IGN
+	for n := uintptr(1); n <= lastSignal; n++ {
+		var now sigaction
+		_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, n, 0, uintptr(unsafe.Pointer(&now)), unsafe.Sizeof(now.mask), 0, 0)
+		if errno != 0 || now.handler != ignore {
+			continue
+		}
+		var standard sigaction // SIG_DFL
+		// It fails for none that can be ignored.
+		_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, n, uintptr(unsafe.Pointer(&standard)), 0, unsafe.Sizeof(now.mask), 0, 0)
+	}
 }
 
 // reap is process 1 of a shared PID namespace: it waits for orphans, and ends

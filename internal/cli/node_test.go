@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -60,9 +61,18 @@ func TestDaemonPID(t *testing.T) {
 	if pid, err := daemonPID(cfg); pid != 42 || err != nil {
 		t.Errorf("%d, %v", pid, err)
 	}
+	// The lock comes before the number.
 	write(t, cfg.PIDFile(), "")
-	if pid, err := daemonPID(cfg); err == nil || !strings.Contains(err.Error(), cfg.PIDFile()) {
-		t.Errorf("without its number: %d, %v", pid, err)
+	written := make(chan error, 1)
+	go func() {
+		time.Sleep(20 * time.Millisecond)
+		written <- os.WriteFile(cfg.PIDFile(), []byte("43\n"), 0o600)
+	}()
+	if pid, err := daemonPID(cfg); pid != 43 || err != nil {
+		t.Errorf("a number that comes later: %d, %v", pid, err)
+	}
+	if err := <-written; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -191,6 +191,13 @@ func TestNotRunning(t *testing.T) {
 	// A socket that nobody serves is no daemon either.
 	write(t, filepath.Join(dir, "docker.sock"), "")
 	ferry(t, "ps").wants(t, 6, "", "Ferry is not running")
+	if os.Geteuid() == 0 {
+		return // may use every socket
+	}
+	if err := os.Chmod(filepath.Join(dir, "docker.sock"), 0); err != nil {
+		t.Fatal(err)
+	}
+	ferry(t, "ps").wants(t, 4, "", "error: no permission to use Ferry's socket .*\nhint: run the command as root")
 }
 
 // TestErrorsAsData: with -o json and yaml a program reads errors where it reads results.

@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/fault"
 )
@@ -61,7 +62,7 @@ func (e *env) notRunning() error {
 	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(cfg.DockerSocket()); errors.Is(err, os.ErrPermission) || err == nil && os.Geteuid() != 0 {
+	if errors.Is(unix.Access(cfg.DockerSocket(), unix.W_OK), os.ErrPermission) {
 		return fault.New(fault.Denied, "no permission to use Ferry's socket %s", cfg.DockerSocket()).Hint("run the command as root: sudo ferry …")
 	}
 	return fault.New(fault.Unavailable, "Ferry is not running").Hint("start it with `ferry up`")

@@ -139,12 +139,13 @@ func (e *Engine) Stop(context.Context) error {
 	return nil
 }
 
-// Running reports whether any pod's runner lives.
+// Running reports whether any pod runs, as far as is known: one whose runner
+// has not answered yet does.
 func (e *Engine) Running() bool {
 	e.mu.Lock()
 	pods := slices.Collect(maps.Values(e.podByID))
 	e.mu.Unlock()
-	return slices.ContainsFunc(pods, func(p *pod) bool { return p.client() != nil })
+	return slices.ContainsFunc(pods, func(p *pod) bool { return p.snapshot().State == PodReady })
 }
 
 // Images returns the image store.

@@ -202,9 +202,6 @@ func (m *Machine) PowerOff() error {
 	}
 	// These may be gone already; Leftovers tells of what stays.
 	_ = exec.Command("ip", "link", "delete", m.Bridge).Run()
-	for _, table := range []string{"ip kube-proxy", "ip6 kube-proxy"} {
-		_ = exec.Command("nft", append([]string{"delete", "table"}, strings.Fields(table)...)...).Run()
-	}
 	for _, table := range m.tables() {
 		_ = exec.Command("nft", append([]string{"delete", "table"}, strings.Fields(table)...)...).Run()
 	}

@@ -29,7 +29,8 @@ var layers = []layer{
 	{"app", "build config dockerapi engine engine/cri engine/network engine/store fault instance kube lifecycle logfile registry"},
 
 	// What others speak to us: the Docker API, BuildKit, Kubernetes, CRI, an OCI registry.
-	{"dockerapi", "engine engine/crilog engine/network engine/store fault lifecycle"},
+	{"dockerapi", "dockerapi/eventlog engine engine/crilog engine/network engine/store fault lifecycle"},
+	{"dockerapi/eventlog", ""},
 	{"build", "engine engine/store fault"},
 	{"build/buildclient", "fault"},
 	{"kube", "fault"},
@@ -93,7 +94,7 @@ var owners = []owner{
 	{"k8s.io/cri-api", "kube engine/cri"},
 	{"k8s.io/cri-client k8s.io/cri-streaming k8s.io/utils", "engine/cri"},
 	{"github.com/distribution/distribution", "registry"},
-	{"github.com/moby/moby/api", "dockerapi cli"},
+	{"github.com/moby/moby/api", "dockerapi dockerapi/eventlog cli"},
 	{"github.com/moby/moby/client", "cli dockerapi"}, // dockerapi in its tests
 	{"github.com/spf13/cobra", "cli runtimes/mlp/command"},
 	{"golang.org/x/term", "term"},

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ferryos/ferry/internal/fault"
@@ -52,10 +53,12 @@ func (s *Server) containerCreate(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	place := s.events.Now()
 	id, err := s.make(ctx, plan)
 	if err != nil {
 		return err
 	}
+	s.told(ctx, place, id, events.ActionCreate)
 	warnings := plan.warnings
 	if warnings == nil {
 		warnings = []string{} // clients expect a list

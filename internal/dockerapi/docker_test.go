@@ -74,7 +74,9 @@ func TestDocker(t *testing.T) {
 		{"load -i " + tar, "", 0, "Loaded image: other:v1\n", ""},
 		{"history other:v1", "", 0, "IMAGE.*\n", ""},
 		{"container prune -f", "", 0, "(?s).*Total reclaimed space.*", ""},
-		{"events --since 1h", "", 1, "", "not supported yet"},
+		{"events --since 1h --until $(date +%s.%N) --filter container=once --format '{{.Action}}'", "", 0,
+			"create\nattach\nstart\ndie\nattach\nstart\ndie\ndestroy\n", ""},
+		{"events --since 1h --until $(date +%s.%N) --filter type=image --format '{{.Action}}'", "", 0, "tag\nsave\nuntag\nload\n", ""},
 		{"volume ls", "", 1, "", "does not serve GET /volumes"},
 	} {
 		t.Run(tt.args, func(t *testing.T) {

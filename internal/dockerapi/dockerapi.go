@@ -25,6 +25,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ferryos/ferry/internal/dockerapi/eventlog"
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/fault"
 	"github.com/ferryos/ferry/internal/lifecycle"
@@ -57,9 +58,10 @@ type Options struct {
 
 // Server is the API server, a lifecycle.Component.
 type Server struct {
-	opt   Options
-	names nameTable
-	execs execTable
+	opt    Options
+	names  nameTable
+	execs  execTable
+	events *eventlog.Log
 
 	http *http.Server
 	// background runs f on a goroutine until it returns; its context ends at Stop.
@@ -70,7 +72,7 @@ type Server struct {
 
 // New returns a Server that listens once started.
 func New(opt Options) *Server {
-	return &Server{opt: opt, names: newNameTable(), execs: newExecTable()}
+	return &Server{opt: opt, names: newNameTable(), execs: newExecTable(), events: &eventlog.Log{}}
 }
 
 // Name implements lifecycle.Component.
@@ -155,6 +157,7 @@ func (s *Server) followEvents(ctx context.Context, events <-chan engine.Event) {
 		if ev.Container == nil || ev.Pod.Spec.Owner != engine.OwnerDocker {
 			continue
 		}
+		s.publishEngine(ev)
 		switch ev.Type {
 		case engine.EventExited:
 			s.autoRemove(ctx, *ev.Container)

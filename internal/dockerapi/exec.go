@@ -7,10 +7,13 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
 
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/fault"
@@ -24,6 +27,7 @@ const (
 // execSession is one exec from its creation to some time after its end.
 type execSession struct {
 	id, containerID string
+	container       engine.Container // as it was at the creation, for events
 	request         container.ExecCreateRequest
 
 	mu       sync.Mutex
@@ -43,10 +47,10 @@ type execTable struct {
 
 func newExecTable() execTable { return execTable{mu: new(sync.Mutex), byID: map[string]*execSession{}} }
 
-func (t execTable) add(containerID string, req container.ExecCreateRequest, now time.Time) *execSession {
+func (t execTable) add(c engine.Container, req container.ExecCreateRequest, now time.Time) *execSession {
 	var b [32]byte
 	rand.Read(b[:])
-	e := &execSession{id: hex.EncodeToString(b[:]), containerID: containerID, request: req, running: make(chan struct{})}
+	e := &execSession{id: hex.EncodeToString(b[:]), containerID: c.ID, container: c, request: req, running: make(chan struct{})}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	maps.DeleteFunc(t.byID, func(_ string, e *execSession) bool {
@@ -110,7 +114,8 @@ func (s *Server) execCreate(w http.ResponseWriter, r *http.Request) error {
 	if _, err := detachable(nil, req.DetachKeys); err != nil {
 		return err
 	}
-	e := s.execs.add(c.ID, req, time.Now())
+	e := s.execs.add(c, req, time.Now())
+	s.publishExec(e, events.ActionExecCreate)
 	return writeJSON(w, http.StatusCreated, container.ExecCreateResponse{ID: e.id})
 }
 
@@ -161,7 +166,7 @@ func (s *Server) execStart(w http.ResponseWriter, r *http.Request) error {
 			if in, err = detachable(in, e.request.DetachKeys); err != nil {
 				return err
 			}
-			in = detacher{in, cancel}
+			in = detacher{in, func() { s.publishOf(e.container, events.ActionExecDetach, "execID", e.id); cancel() }}
 		}
 		streams.Stdin = in
 	}
@@ -203,6 +208,7 @@ func (s *Server) runExec(ctx context.Context, e *execSession, size *[2]uint, str
 			e.mu.Lock()
 			e.engineID = id
 			e.mu.Unlock()
+			s.publishExec(e, events.ActionExecStart)
 			close(e.running)
 		},
 	}, streams)
@@ -216,7 +222,14 @@ func (s *Server) runExec(ctx context.Context, e *execSession, size *[2]uint, str
 	case err != nil: // its caller is gone, and it was killed
 		e.code = codeKilled
 	}
+	s.publishOf(e.container, events.ActionExecDie, "execID", e.id, "exitCode", strconv.Itoa(e.code))
 	return err
+}
+
+// publishExec tells a step of a session; the command is part of the action.
+func (s *Server) publishExec(e *execSession, action events.Action) {
+	action += events.Action(": " + strings.Join(e.request.Cmd, " "))
+	s.publishOf(e.container, action, "execID", e.id)
 }
 
 func (s *Server) execResize(w http.ResponseWriter, r *http.Request) error {

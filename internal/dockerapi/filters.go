@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/events"
 
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/fault"
@@ -103,17 +102,6 @@ func (f filters) container(c engine.Container) bool {
 func matches(pattern, name string) bool {
 	re, err := regexp.Compile(pattern)
 	return pattern == name || err == nil && re.MatchString(name)
-}
-
-func (f filters) event(m events.Message) bool {
-	return f.labels(m.Actor.Attributes) &&
-		f.any("type", func(v string) bool { return string(m.Type) == v }) &&
-		f.any("scope", func(v string) bool { return m.Scope == v }) &&
-		f.any("event", func(v string) bool { return string(m.Action) == v }) &&
-		f.any("image", func(v string) bool { return m.Actor.Attributes["image"] == v }) &&
-		f.any("container", func(v string) bool {
-			return m.Actor.Attributes["name"] == v || strings.HasPrefix(m.Actor.ID, v)
-		})
 }
 
 // parseTime reads a Docker timestamp: seconds since 1970 with a fraction,

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/distribution/reference"
+	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/api/types/registry"
@@ -173,6 +174,7 @@ func (s *Server) imageTag(w http.ResponseWriter, r *http.Request, name string) e
 	if err := s.opt.Engine.Images().Tag(r.Context(), name, to); err != nil {
 		return err
 	}
+	s.publishImage(r.Context(), events.ActionTag, to)
 	w.WriteHeader(http.StatusCreated)
 	return nil
 }
@@ -201,9 +203,11 @@ func (s *Server) imageRemove(w http.ResponseWriter, r *http.Request) error {
 	}
 	out := []image.DeleteResponse{}
 	for _, tag := range untagged {
+		s.publish(events.ImageEventType, events.ActionUnTag, img.ID, map[string]string{"name": tag})
 		out = append(out, image.DeleteResponse{Untagged: tag})
 	}
 	for _, id := range deleted {
+		s.publish(events.ImageEventType, events.ActionDelete, id, map[string]string{"name": id})
 		out = append(out, image.DeleteResponse{Deleted: id})
 	}
 	return writeJSON(w, http.StatusOK, out)
@@ -227,7 +231,13 @@ func (s *Server) saveImages(w http.ResponseWriter, r *http.Request, names []stri
 		}
 	}
 	w.Header().Set("Content-Type", "application/x-tar")
-	return s.opt.Engine.Images().Save(r.Context(), w, names...)
+	if err := s.opt.Engine.Images().Save(r.Context(), w, names...); err != nil {
+		return err
+	}
+	for _, name := range names {
+		s.publishImage(r.Context(), events.ActionSave, name)
+	}
+	return nil
 }
 
 func (s *Server) imageLoad(w http.ResponseWriter, r *http.Request) error {
@@ -240,6 +250,7 @@ func (s *Server) imageLoad(w http.ResponseWriter, r *http.Request) error {
 	}
 	out := newMessages(w)
 	for _, name := range names {
+		s.publishImage(r.Context(), events.ActionLoad, name)
 		what := "Loaded image: "
 		if strings.HasPrefix(name, "sha256:") {
 			what = "Loaded image ID: "
@@ -273,6 +284,7 @@ func (s *Server) imagePull(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	s.publish(events.ImageEventType, events.ActionPull, withTag(name), map[string]string{"name": withoutTag(name)})
 	out := newMessages(w)
 	out.send(jsonstream.Message{Status: "Digest: " + img.Target})
 	out.send(jsonstream.Message{Status: "Status: Downloaded newer image for " + name})
@@ -294,6 +306,7 @@ func (s *Server) imagePush(w http.ResponseWriter, r *http.Request, name string) 
 	if err != nil {
 		return err
 	}
+	s.publish(events.ImageEventType, events.ActionPush, withTag(name), map[string]string{"name": withoutTag(name)})
 	newMessages(w).send(jsonstream.Message{Status: withTag(name) + ": digest: " + digest})
 	return nil
 }

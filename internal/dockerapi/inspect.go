@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
 	apinetwork "github.com/moby/moby/api/types/network"
 
@@ -272,6 +273,7 @@ func (s *Server) containerTop(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	s.publishOf(c, events.ActionTop)
 	out := container.TopResponse{Titles: []string{"PID", "CMD"}, Processes: [][]string{}}
 	for _, pid := range pids {
 		cmd, err := os.ReadFile(path.Join("/proc", strconv.Itoa(pid), "cmdline"))

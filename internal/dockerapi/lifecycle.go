@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
 	"github.com/moby/sys/signal"
 	"golang.org/x/sys/unix"
 
@@ -41,9 +42,11 @@ func (s *Server) start(ctx context.Context, c engine.Container) error {
 	if c.State == engine.StatePaused {
 		return fault.New(fault.Conflict, "cannot start a paused container, try unpause instead")
 	}
+	place := s.events.Now()
 	if err := s.opt.Engine.StartContainer(context.WithoutCancel(ctx), c.ID); err != nil {
 		return startError("failed to create task for container", err)
 	}
+	s.told(ctx, place, c.ID, events.ActionStart)
 	return nil
 }
 
@@ -110,12 +113,37 @@ func (s *Server) containerRestart(w http.ResponseWriter, r *http.Request) error 
 	if err := s.start(r.Context(), c); err != nil {
 		return err
 	}
+	s.publishOf(c, events.ActionRestart)
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }
 
-// stop sends the request's signal, or the container's own, and kills after t seconds.
+// stop ends c as the request says and tells it, after its death was told.
 func (s *Server) stop(r *http.Request, c engine.Container) error {
+	place := s.events.Now()
+	if err := s.signalAndWait(r, c); err != nil || !alive(c) {
+		return err
+	}
+	s.told(r.Context(), place, c.ID, events.ActionDie)
+	s.publishOf(c, events.ActionStop)
+	return nil
+}
+
+// publishKill tells that c was sent a signal.
+func (s *Server) publishKill(c engine.Container, sig syscall.Signal) {
+	s.publishOf(c, events.ActionKill, "signal", strconv.Itoa(int(sig)))
+}
+
+// stopSignal is what c is asked to end with.
+func stopSignal(c engine.Container) syscall.Signal {
+	if sig, err := signal.ParseSignal(settingsOf(c).Config.StopSignal); err == nil {
+		return sig
+	}
+	return unix.SIGTERM
+}
+
+// signalAndWait sends the request's signal, or the container's own, and kills after t seconds.
+func (s *Server) signalAndWait(r *http.Request, c engine.Container) error {
 	ctx := context.WithoutCancel(r.Context())
 	grace := engine.DefaultStopGrace
 	if t := settingsOf(c).Config.StopTimeout; t != nil {
@@ -136,6 +164,7 @@ func (s *Server) stop(r *http.Request, c engine.Container) error {
 		if err != nil {
 			return err
 		}
+		s.publishKill(c, sig)
 		if err := s.opt.Engine.Signal(ctx, c.ID, sig); err != nil && !gone(err) {
 			return err
 		}
@@ -143,6 +172,13 @@ func (s *Server) stop(r *http.Request, c engine.Container) error {
 			return nil
 		}
 		grace = 0
+	}
+	switch {
+	case !alive(c):
+	case grace == 0:
+		s.publishKill(c, unix.SIGKILL)
+	default:
+		s.publishKill(c, stopSignal(c))
 	}
 	return s.opt.Engine.StopContainer(ctx, c.ID, grace)
 }
@@ -176,6 +212,7 @@ func (s *Server) containerKill(w http.ResponseWriter, r *http.Request) error {
 	if !alive(c) {
 		return fault.New(fault.Conflict, "cannot kill container: %s: container %s is not running", r.PathValue("id"), c.ID)
 	}
+	s.publishKill(c, sig)
 	if sig == unix.SIGKILL {
 		err = s.opt.Engine.StopContainer(r.Context(), c.ID, 0)
 	} else {
@@ -245,6 +282,7 @@ func (s *Server) containerPrune(w http.ResponseWriter, r *http.Request) error {
 		}
 		report.ContainersDeleted = append(report.ContainersDeleted, c.ID)
 	}
+	s.publish(events.ContainerEventType, events.ActionPrune, "", map[string]string{"reclaimed": strconv.FormatUint(report.SpaceReclaimed, 10)})
 	return writeJSON(w, http.StatusOK, report)
 }
 

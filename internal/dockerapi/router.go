@@ -30,7 +30,7 @@ func (s *Server) routes() map[string]handlerFunc {
 		"GET /_ping":    s.ping, // HEAD too
 		"GET /version":  s.version,
 		"GET /info":     s.info,
-		"GET /events":   s.events,
+		"GET /events":   s.eventStream,
 		"POST /grpc":    s.grpc,
 		"POST /session": s.session,
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/api/types"
+	"github.com/moby/moby/api/types/events"
 	"github.com/moby/term"
 	"golang.org/x/sys/unix"
 
@@ -175,6 +176,7 @@ func (s *Server) containerAttach(w http.ResponseWriter, r *http.Request) error {
 	}
 	defer conn.Close()
 	context.AfterFunc(ctx, func() { conn.Close() })
+	s.publishOf(c, events.ActionAttach)
 	stdout, stderr := outputs(failing{conn, cancel}, c.Spec.TTY)
 	if flag(r, "logs") && c.LogPath != "" {
 		// A client that does not read them must not hold up the start.
@@ -205,7 +207,7 @@ func (s *Server) containerAttach(w http.ResponseWriter, r *http.Request) error {
 			if in, err = detachable(in, param(r, "detachKeys")); err != nil {
 				return err
 			}
-			in = detacher{in, cancel}
+			in = detacher{in, func() { s.publishOf(c, events.ActionDetach); cancel() }}
 		}
 		streams.Stdin = in
 	}
@@ -224,6 +226,7 @@ func (s *Server) containerResize(w http.ResponseWriter, r *http.Request) error {
 	if err := s.opt.Engine.ResizeContainer(r.Context(), c.ID, cols, rows); err != nil {
 		return err
 	}
+	s.publishOf(c, events.ActionResize, "height", strconv.Itoa(int(rows)), "width", strconv.Itoa(int(cols)))
 	w.WriteHeader(http.StatusOK)
 	return nil
 }

@@ -1,16 +1,12 @@
 package dockerapi
 
 import (
-	"cmp"
-	"encoding/json"
 	"net/http"
 	"os"
 	"runtime"
-	"strconv"
 	"strings"
 	"time"
 
-	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/system"
 	"golang.org/x/sys/unix"
 
@@ -115,83 +111,4 @@ func operatingSystem() string {
 		}
 	}
 	return "Linux"
-}
-
-// actions maps the engine's events to Docker's.
-var actions = map[engine.EventType]events.Action{
-	engine.EventCreated: events.ActionCreate,
-	engine.EventStarted: events.ActionStart,
-	engine.EventExited:  events.ActionDie,
-	engine.EventOOM:     events.ActionOOM,
-	engine.EventPaused:  events.ActionPause,
-	engine.EventResumed: events.ActionUnPause,
-	engine.EventDeleted: events.ActionDestroy,
-}
-
-// events streams container events from now on, until the client leaves or the
-// time "until" has come.
-func (s *Server) events(w http.ResponseWriter, r *http.Request) error {
-	match, err := parseFilters(r, "container", "event", "image", "label", "type", "scope", "daemon")
-	if err != nil {
-		return err
-	}
-	if since, err := parseTime(param(r, "since")); err != nil || !since.IsZero() {
-		return cmp.Or(err, unsupported("events of the past (since)"))
-	}
-	ctx := r.Context()
-	stream := s.opt.Engine.Subscribe(ctx)
-	var end <-chan time.Time
-	if until, err := parseTime(param(r, "until")); err != nil {
-		return err
-	} else if !until.IsZero() {
-		timer := time.NewTimer(time.Until(until))
-		defer timer.Stop()
-		end = timer.C
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(http.StatusOK)
-	rc := http.NewResponseController(w)
-	if err := rc.Flush(); err != nil {
-		return err
-	}
-	enc := json.NewEncoder(w)
-	for {
-		select {
-		case <-end:
-			return nil
-		case ev, ok := <-stream:
-			if !ok {
-				return nil
-			}
-			m, ok := eventMessage(ev)
-			if !ok || !match.event(m) {
-				continue
-			}
-			if err := enc.Encode(m); err != nil {
-				return err
-			}
-			if err := rc.Flush(); err != nil {
-				return err
-			}
-		}
-	}
-}
-
-// eventMessage is an engine event in Docker's form; false for those Docker has not.
-func eventMessage(ev engine.Event) (events.Message, bool) {
-	action, known := actions[ev.Type]
-	if !known || ev.Container == nil || ev.Pod.Spec.Owner != engine.OwnerDocker {
-		return events.Message{}, false
-	}
-	c := ev.Container
-	attrs := map[string]string{"image": settingsOf(*c).Config.Image, "name": c.Spec.Name}
-	for k, v := range c.Spec.Labels {
-		attrs[k] = v
-	}
-	if ev.Type == engine.EventExited {
-		attrs["exitCode"] = strconv.Itoa(c.ExitCode)
-		attrs["execDuration"] = strconv.Itoa(int(c.FinishedAt.Sub(c.StartedAt).Seconds()))
-	}
-	return events.Message{Type: events.ContainerEventType, Action: action, Scope: "local",
-		Actor: events.Actor{ID: c.ID, Attributes: attrs}, Time: ev.Time.Unix(), TimeNano: ev.Time.UnixNano()}, true
 }

@@ -73,7 +73,7 @@ func (s *Server) make(ctx context.Context, p plan) (string, error) {
 		return "", fmt.Errorf("create %s: %w", p.pod.Name, err)
 	}
 	p.pod.LogDir, p.container.Extra = s.opt.LogDir, extra
-	pod, err := s.opt.Engine.RunPod(ctx, p.pod)
+	pod, err := s.opt.Engine.CreatePod(ctx, p.pod)
 	if err != nil {
 		return "", err
 	}

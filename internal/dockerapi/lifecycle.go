@@ -3,6 +3,7 @@ package dockerapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"strconv"
 	"strings"
@@ -42,12 +43,19 @@ func (s *Server) start(ctx context.Context, c engine.Container) error {
 	if c.State == engine.StatePaused {
 		return fault.New(fault.Conflict, "cannot start a paused container, try unpause instead")
 	}
+	ctx = context.WithoutCancel(ctx)
 	place := s.events.Now()
-	if err := s.opt.Engine.StartContainer(context.WithoutCancel(ctx), c.ID); err != nil {
-		return startError("failed to create task for container", err)
+	err := s.opt.Engine.StartContainer(ctx, c.ID)
+	if err == nil {
+		s.told(ctx, place, c.ID, events.ActionStart)
+		return nil
 	}
-	s.told(ctx, place, c.ID, events.ActionStart)
-	return nil
+	// One that could not even begin (a host port in use, say) has no exit that
+	// would remove it, and a client with --rm waits for its removal.
+	if now, findErr := s.opt.Engine.Container(ctx, c.ID); findErr == nil && now.State == engine.StateCreated && settingsOf(c).HostConfig.AutoRemove {
+		err = errors.Join(err, s.opt.Engine.RemovePod(ctx, c.PodID))
+	}
+	return startError("failed to create task for container", err)
 }
 
 // Exit codes of programs that could not be started, as a shell has them.

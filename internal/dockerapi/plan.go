@@ -61,7 +61,7 @@ func makePlan(req container.CreateRequest, name string, image ocispec.ImageConfi
 	p.settings = settings{Config: merged, HostConfig: h}
 	p.pod = engine.PodSpec{
 		Owner: engine.OwnerDocker, Name: name, Hostname: c.Hostname, PID: engine.ModeContainer,
-		Sysctls: h.Sysctls, ShmSize: h.ShmSize, StopWhenIdle: true,
+		Sysctls: h.Sysctls, ShmSize: h.ShmSize, StopWhenIdle: true, Single: true,
 	}
 	if h.CgroupParent != "" {
 		p.pod.CgroupParent = path.Join("/", h.CgroupParent)
@@ -389,14 +389,16 @@ func (p *plan) ports(h container.HostConfig) error {
 func portMapping(port apinetwork.Port, b apinetwork.PortBinding) (network.PortMapping, error) {
 	m := network.PortMapping{ContainerPort: port.Num(), Protocol: network.Protocol(port.Proto())}
 	if b.HostPort != "" {
-		n, err := strconv.ParseUint(b.HostPort, 10, 16)
-		if strings.Contains(b.HostPort, "-") {
-			return m, unsupported("-p %s:%s: a range of host ports for one port of the container", b.HostPort, port)
+		first, last, isRange := strings.Cut(b.HostPort, "-")
+		n, err := strconv.ParseUint(first, 10, 16)
+		end := uint64(0)
+		if isRange && err == nil {
+			end, err = strconv.ParseUint(last, 10, 16)
 		}
-		if err != nil {
+		if err != nil || isRange && (n == 0 || end < n) {
 			return m, fault.New(fault.Invalid, "-p %s:%s: %q is not a port", b.HostPort, port, b.HostPort)
 		}
-		m.HostPort = uint16(n)
+		m.HostPort, m.HostPortEnd = uint16(n), uint16(end)
 	}
 	switch {
 	case !b.HostIP.IsValid() || b.HostIP == netip.IPv4Unspecified() || b.HostIP == netip.IPv6Unspecified():
@@ -404,6 +406,9 @@ func portMapping(port apinetwork.Port, b apinetwork.PortBinding) (network.PortMa
 		m.HostIP = b.HostIP
 	default:
 		return m, unsupported("-p [%s]:%s:%s: IPv6", b.HostIP, b.HostPort, port)
+	}
+	if m, err := m.Normal(); err != nil {
+		return m, fmt.Errorf("-p %s:%s: %w", b.HostPort, port, err)
 	}
 	return m, nil
 }

@@ -132,8 +132,12 @@ func (e *Engine) CreateContainer(ctx context.Context, podID string, spec Contain
 		return Container{}, fmt.Errorf("create container %s: %w", spec.Name, err)
 	}
 	pod := p.snapshot()
+	id := newID()
+	if pod.Spec.Single {
+		id = pod.ID
+	}
 	rec := containerRecord{Image: image, Container: Container{
-		ID: newID(), PodID: pod.ID, Spec: spec, ImageID: img.ID, ImageRef: img.Digest, State: StateCreated,
+		ID: id, PodID: pod.ID, Spec: spec, ImageID: img.ID, ImageRef: img.Digest, State: StateCreated,
 		CreatedAt: time.Now(), Path: argv[0], Args: argv[1:]}}
 	if spec.LogPath != "" {
 		rec.Container.LogPath = filepath.Join(pod.Spec.LogDir, spec.LogPath)

@@ -106,6 +106,20 @@ func (e *Engine) RunPod(ctx context.Context, spec PodSpec) (Pod, error) {
 	return p.snapshot(), nil
 }
 
+// CreatePod makes a pod that holds nothing of the machine, no address and no
+// host port: those come with the start of its first container, which
+// StopWhenIdle must be set for, or with StartPod.
+func (e *Engine) CreatePod(_ context.Context, spec PodSpec) (Pod, error) {
+	p := newPod(podRecord{Pod: Pod{ID: newID(), Spec: spec, State: PodNotReady, CreatedAt: time.Now()}})
+	if err := e.pods.save(p.id, p.record()); err != nil {
+		return Pod{}, fmt.Errorf("create pod %s: %w", spec.Name, err)
+	}
+	e.mu.Lock()
+	e.podByID[p.id] = p
+	e.mu.Unlock()
+	return p.snapshot(), nil
+}
+
 // StartPod gives a stopped pod its namespaces, network and runner again; its
 // address may be another. A ready pod stays as it is.
 func (e *Engine) StartPod(ctx context.Context, id string) error {

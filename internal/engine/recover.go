@@ -61,6 +61,9 @@ func (e *Engine) recover(ctx context.Context) error {
 		e.ctrByID[id] = c
 	}
 	e.mu.Unlock()
+	if err := e.dropEmpty(known); err != nil {
+		return err
+	}
 	g := errgroup.Group{}
 	g.SetLimit(16)
 	for _, p := range ready {
@@ -78,6 +81,23 @@ func (e *Engine) recover(ctx context.Context) error {
 		live[id] = p.snapshot().State == PodReady
 	}
 	return e.opt.Network.Reconcile(ctx, live)
+}
+
+// dropEmpty forgets pods that were made for a container which then was not:
+// the daemon ended in between, and nobody has their IDs.
+func (e *Engine) dropEmpty(containers map[string]bool) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for id, p := range e.podByID {
+		if pod := p.snapshot(); !pod.Spec.Single || pod.State == PodReady || containers[id] {
+			continue
+		}
+		if err := e.pods.remove(id); err != nil {
+			return err
+		}
+		delete(e.podByID, id)
+	}
+	return nil
 }
 
 // answerTime is how long a runner gets to answer before the start goes on

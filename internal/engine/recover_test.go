@@ -221,3 +221,44 @@ func TestRunnerDoesNotAnswer(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestSinglePods: a pod of one container has that container's ID and comes up
+// with it; one whose container was never made is forgotten.
+func TestSinglePods(t *testing.T) {
+	m := enginetest.New(t)
+	ctx := t.Context()
+	spec := engine.PodSpec{Owner: engine.OwnerDocker, Name: "one", PID: engine.ModeContainer, StopWhenIdle: true, Single: true, LogDir: m.Dir()}
+	pod, err := m.CreatePod(ctx, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := m.CreateContainer(ctx, pod.ID, engine.ContainerSpec{Name: "one", Image: enginetest.Busybox, LogPath: "log", Command: []string{"hostname"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.ID != pod.ID {
+		t.Errorf("container %s of pod %s", c.ID, pod.ID)
+	}
+	if p, err := m.Pod(ctx, pod.ID); err != nil || p.State != engine.PodNotReady || len(p.IPs) > 0 {
+		t.Errorf("before the start: %+v, %v", p, err)
+	}
+	empty, err := m.CreatePod(ctx, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Stop()
+	m.Start()
+	if _, err := m.Pod(ctx, empty.ID); !fault.Is(err, fault.NotFound) {
+		t.Errorf("a pod without its container: %v", err)
+	}
+	if err := m.StartContainer(ctx, c.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Wait(ctx, c.ID); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.ReadFile(filepath.Join(m.Dir(), "log"))
+	if err != nil || !strings.Contains(string(log), c.ID[:12]) {
+		t.Errorf("its host name is not its ID: %q, %v", log, err)
+	}
+}

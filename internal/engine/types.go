@@ -54,6 +54,9 @@ type PodSpec struct {
 	// StopWhenIdle stops the pod once its last container has exited, as a
 	// Docker container gives back its network.
 	StopWhenIdle bool `json:"stopWhenIdle,omitempty"`
+	// Single is a pod of one container, which has the pod's ID: a Docker
+	// container and what is named after it (its host name, say) have one ID.
+	Single bool `json:"single,omitempty"`
 	// Extra is opaque to the engine: its owner keeps what it must give back (docker's HostConfig, say).
 	Extra []byte `json:"extra,omitempty"`
 }

@@ -64,7 +64,7 @@ func checkAttach(id string, o AttachOptions) ([]PortMapping, error) {
 	}
 	var ports []PortMapping
 	for _, p := range o.Ports {
-		p, err := p.normal()
+		p, err := p.Normal()
 		if err != nil {
 			return nil, err
 		}

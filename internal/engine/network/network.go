@@ -67,7 +67,10 @@ type PortMapping struct {
 	// HostIP is the local IPv4 address to map; the zero Addr is every one, loopback included.
 	HostIP netip.Addr `json:"hostIP,omitzero"`
 	// HostPort is the port on the host; 0 asks for a free one.
-	HostPort      uint16   `json:"hostPort"`
+	HostPort uint16 `json:"hostPort"`
+	// HostPortEnd, if not 0, asks for the first free port from HostPort to it.
+	// An attachment's mappings have the port that was found, and no end.
+	HostPortEnd   uint16   `json:"hostPortEnd,omitempty"`
 	ContainerPort uint16   `json:"containerPort"`
 	Protocol      Protocol `json:"protocol,omitempty"`
 }

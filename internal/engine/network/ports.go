@@ -21,9 +21,9 @@ func (p Protocol) number() byte {
 	}
 }
 
-// normal validates p and gives every meaning one spelling: TCP written out, an
-// unspecified host address as the zero Addr.
-func (p PortMapping) normal() (PortMapping, error) {
+// Normal validates p, as Attach does, and gives every meaning one spelling: TCP
+// written out, an unspecified host address as the zero Addr.
+func (p PortMapping) Normal() (PortMapping, error) {
 	switch p.Protocol {
 	case "":
 		p.Protocol = TCP
@@ -33,6 +33,9 @@ func (p PortMapping) normal() (PortMapping, error) {
 	}
 	if p.ContainerPort == 0 {
 		return p, fault.New(fault.Invalid, "a port mapping needs a container port")
+	}
+	if p.HostPortEnd != 0 && (p.HostPort == 0 || p.HostPortEnd < p.HostPort) {
+		return p, fault.New(fault.Invalid, "host ports %d-%d are no range", p.HostPort, p.HostPortEnd)
 	}
 	p.HostIP = p.HostIP.Unmap()
 	if p.HostIP.IsValid() && p.HostIP.IsUnspecified() {
@@ -55,7 +58,7 @@ type reservation []int
 func reserve(ports []PortMapping) (reservation, error) {
 	var r reservation
 	for i := range ports {
-		fd, err := reservePort(&ports[i])
+		fd, err := reserveFirst(&ports[i])
 		if err != nil {
 			r.close()
 			return nil, err
@@ -71,6 +74,23 @@ func (r reservation) close() {
 	for _, fd := range r {
 		// Closing a socket that never carried data has no failure to report.
 		_ = unix.Close(fd)
+	}
+}
+
+// reserveFirst takes p's port, or the first of its range that is free.
+func reserveFirst(p *PortMapping) (int, error) {
+	first, end := p.HostPort, p.HostPortEnd
+	p.HostPortEnd = 0
+	for port := uint32(first); ; port++ {
+		p.HostPort = uint16(port)
+		fd, err := reservePort(p)
+		if !fault.Is(err, fault.Conflict) || end == 0 {
+			return fd, err
+		}
+		if port == uint32(end) {
+			return -1, fault.New(fault.Conflict, "all host ports %d-%d/%s are in use", first, end, p.Protocol).
+				Hint("choose other host ports, or see who has them with: ss -lntup")
+		}
 	}
 }
 

@@ -159,7 +159,7 @@ func TestPortMappingNormal(t *testing.T) {
 		{PortMapping{HostIP: one, ContainerPort: 2}, PortMapping{HostIP: one, ContainerPort: 2, Protocol: TCP}},
 		{PortMapping{HostIP: netip.MustParseAddr("::ffff:127.0.0.1"), ContainerPort: 2}, PortMapping{HostIP: one, ContainerPort: 2, Protocol: TCP}},
 	} {
-		got, err := test.in.normal()
+		got, err := test.in.Normal()
 		if err != nil || got != test.want {
 			t.Errorf("%+v: %+v, %v; want %+v", test.in, got, err, test.want)
 		}

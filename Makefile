@@ -28,10 +28,10 @@ SCRIPTS     := .ci/run scripts/deps $(wildcard scripts/*.sh examples/*/*.sh test
 # Packages whose tests also run under the race detector: light ones with goroutines.
 RACE := ./internal/lifecycle ./internal/term ./internal/engine/crilog ./internal/engine/runner
 
-.PHONY: help build deps demo kubectl test lint unit race e2e bench clean install
+.PHONY: help build deps demo kubectl test lint unit race e2e conformance-cri bench clean install
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 build: deps ## build everything into bin/
 	@mkdir -p $(BIN)/images
@@ -68,6 +68,9 @@ race: ## the tests of light packages under the race detector
 
 e2e: build kubectl ## the scripts of test/e2e against the real programs; RUN=Scripts/crash for one
 	$(GO) test ./test/e2e -count=1 -timeout 30m -v -run '$(RUN)'
+
+conformance-cri: deps ## run critest, the suite for container runtimes; FOCUS is a regular expression of specs, UPDATE=1 writes docs/conformance.md
+	FOCUS='$(FOCUS)' UPDATE='$(UPDATE)' scripts/conformance-cri.sh
 
 bench: build kubectl ## measure, beside Debian's docker, and write docs/benchmarks.md; COLD=-cold builds from nothing too
 	$(GO) run ./test/bench -bin $(BIN) $(COLD)

@@ -36,7 +36,7 @@ var layers = []layer{
 	{"kube", "fault"},
 	{"kube/kubeconfig", "fault"},
 	{"registry", "fault lifecycle"},
-	{"engine/cri", "engine engine/network engine/store fault"},
+	{"engine/cri", "cgroups engine engine/network engine/store fault"},
 
 	// The container engine.
 	{"engine/enginetest", "engine engine/network engine/runner engine/runner/runnertest engine/store"},

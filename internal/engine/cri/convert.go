@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -89,9 +90,17 @@ var propagation = map[runtimeapi.MountPropagation]string{
 	runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:     "rshared",
 }
 
+// mountOptions are those that the interface has.
+var mountOptions = []string{"nodev", "noexec", "nosuid"}
+
 func mountSpec(m *runtimeapi.Mount) (engine.Mount, error) {
 	if len(m.UidMappings) > 0 || len(m.GidMappings) > 0 {
 		return engine.Mount{}, fault.New(fault.Unsupported, "mount %s: mapped user ids are not supported", m.ContainerPath)
+	}
+	for _, option := range m.MountOptions {
+		if !slices.Contains(mountOptions, option) {
+			return engine.Mount{}, fault.New(fault.Invalid, "mount %s: option %q is none of %s", m.ContainerPath, option, strings.Join(mountOptions, ", "))
+		}
 	}
 	out := engine.Mount{Kind: engine.MountBind, Source: m.HostPath, Destination: m.ContainerPath, ReadOnly: m.Readonly,
 		Recursive: m.RecursiveReadOnly, Propagation: propagation[m.Propagation], Options: m.MountOptions}

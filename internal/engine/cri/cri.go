@@ -9,6 +9,7 @@ package cri
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -24,6 +25,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/ferryos/ferry/internal/cgroups"
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/fault"
 )
@@ -134,14 +136,22 @@ func (s *Service) Version(context.Context, string) (*runtimeapi.VersionResponse,
 }
 
 // Status reports the runtime and its network as ready: both are, once started.
-func (s *Service) Status(context.Context, bool) (*runtimeapi.StatusResponse, error) {
-	return &runtimeapi.StatusResponse{
+func (s *Service) Status(_ context.Context, verbose bool) (*runtimeapi.StatusResponse, error) {
+	r := &runtimeapi.StatusResponse{
 		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
 			{Type: runtimeapi.RuntimeReady, Status: true}, {Type: runtimeapi.NetworkReady, Status: true},
 		}},
 		RuntimeHandlers: []*runtimeapi.RuntimeHandler{{Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}}},
-		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
-	}, nil
+		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
+	}
+	if verbose {
+		info, err := json.Marshal(map[string]string{"version": s.opt.Version, "podCIDR": s.opt.PodCIDR, "cgroups": cgroups.Version()})
+		if err != nil {
+			return nil, asStatus(err)
+		}
+		r.Info = map[string]string{"config": string(info)}
+	}
+	return r, nil
 }
 
 // RuntimeConfig says how cgroups are named.

@@ -3,6 +3,7 @@ package cri
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"strconv"
 	"strings"
 	"time"
@@ -62,7 +63,7 @@ func isBundled(names []string) bool {
 }
 
 // ImageStatus returns an image, or a response without one.
-func (s *Service) ImageStatus(ctx context.Context, image *runtimeapi.ImageSpec, _ bool) (*runtimeapi.ImageStatusResponse, error) {
+func (s *Service) ImageStatus(ctx context.Context, image *runtimeapi.ImageSpec, verbose bool) (*runtimeapi.ImageStatusResponse, error) {
 	img, err := s.opt.Engine.Images().Image(ctx, image.GetImage())
 	if fault.Is(err, fault.NotFound) {
 		return &runtimeapi.ImageStatusResponse{}, nil
@@ -70,7 +71,15 @@ func (s *Service) ImageStatus(ctx context.Context, image *runtimeapi.ImageSpec, 
 	if err != nil {
 		return nil, asStatus(err)
 	}
-	return &runtimeapi.ImageStatusResponse{Image: imageOf(img)}, nil
+	r := &runtimeapi.ImageStatusResponse{Image: imageOf(img)}
+	if verbose {
+		info, err := json.Marshal(map[string]any{"imageSpec": map[string]any{"config": img.Config}}) // as crictl looks for it
+		if err != nil {
+			return nil, asStatus(err)
+		}
+		r.Info = map[string]string{"info": string(info)}
+	}
+	return r, nil
 }
 
 // PullImage fetches an image or artifact and returns its ID.

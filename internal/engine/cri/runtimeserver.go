@@ -201,7 +201,12 @@ func (s runtimeServer) StreamPodSandboxMetrics(_ *runtimeapi.StreamPodSandboxMet
 }
 
 func (s runtimeServer) GetContainerEvents(_ *runtimeapi.GetEventsRequest, out grpc.ServerStreamingServer[runtimeapi.ContainerEventResponse]) error {
-	return s.service.sendEvents(out.Context(), s.service.opt.Engine.Subscribe(out.Context()), out.Send)
+	events := s.service.opt.Engine.Subscribe(out.Context())
+	// The header tells the caller that no event from now on is missed.
+	if err := out.SendHeader(nil); err != nil {
+		return err
+	}
+	return s.service.sendEvents(out.Context(), events, out.Send)
 }
 
 func (s runtimeServer) CheckpointContainer(ctx context.Context, r *runtimeapi.CheckpointContainerRequest) (*runtimeapi.CheckpointContainerResponse, error) {

@@ -167,13 +167,3 @@ func (s *Service) ListPodSandboxStats(ctx context.Context, f *runtimeapi.PodSand
 	}
 	return out, nil
 }
-
-// ListMetricDescriptors returns none: metrics are read from the kubelet's cAdvisor.
-func (s *Service) ListMetricDescriptors(context.Context) ([]*runtimeapi.MetricDescriptor, error) {
-	return nil, nil
-}
-
-// ListPodSandboxMetrics returns none, as ListMetricDescriptors says.
-func (s *Service) ListPodSandboxMetrics(context.Context) ([]*runtimeapi.PodSandboxMetrics, error) {
-	return nil, nil
-}

@@ -98,7 +98,7 @@ func (p *parts) shareRegistry(port int) func(context.Context) error {
 }
 
 // newEngineParts makes the components that containers need, all that teardown
-// uses, with so many network namespaces kept ready.
+// uses, with so many network namespaces and runners kept ready.
 func newEngineParts(cfg config.Config, pool int, log *slog.Logger) (*parts, error) {
 	bridge, err := network.New(network.Options{
 		Bridge: cfg.Network.Bridge, Subnet: netip.MustParsePrefix(cfg.Network.PodCIDR), Services: netip.MustParsePrefix(cfg.Network.ServiceCIDR),
@@ -120,7 +120,7 @@ func newEngineParts(cfg config.Config, pool int, log *slog.Logger) (*parts, erro
 	})
 	containers := engine.New(engine.Options{
 		DataDir: filepath.Join(cfg.DataDir, "engine"), RunDir: cfg.RunDir, RunnerBinary: filepath.Join(cfg.LibexecDir, "ferry-runner"),
-		CgroupParent: cfg.CgroupParent, Store: images, Network: bridge, Log: log,
+		CgroupParent: cfg.CgroupParent, Store: images, Network: bridge, Log: log, Runners: pool,
 	})
 	return &parts{list: []lifecycle.Component{bridge, images, containers}, engine: containers, network: bridge, store: images, registry: hub}, nil
 }

@@ -73,6 +73,7 @@ func (e *Engine) RunBundle(ctx context.Context, b Bundle, streams Streams) (code
 		errs = append(errs, e.removeRunnerDir(b.ID))
 		err = errors.Join(append([]error{err}, errs...)...)
 	}()
+	e.moves.Expect()
 	var attached network.Attachment
 	g, gctx := errgroup.WithContext(ctx)
 	if b.Network == ModePod {
@@ -82,7 +83,7 @@ func (e *Engine) RunBundle(ctx context.Context, b Bundle, streams Streams) (code
 		})
 	}
 	g.Go(func() (err error) {
-		client, err = runner.Launch(gctx, runner.LaunchOptions{Binary: e.opt.RunnerBinary, Dir: e.runnerDir(b.ID), Log: e.opt.Log})
+		client, err = e.runners.Launch(gctx, e.runnerDir(b.ID))
 		return err
 	})
 	if err := g.Wait(); err != nil {

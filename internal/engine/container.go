@@ -162,6 +162,7 @@ func (e *Engine) CreateContainer(ctx context.Context, podID string, spec Contain
 // if that has stopped for being idle. When the program cannot be started the
 // container has exited with 126, 127 or 128 and the error says why.
 func (e *Engine) StartContainer(ctx context.Context, id string) error {
+	e.moves.Expect()
 	c, err := e.findContainer(id)
 	if err != nil {
 		return err

@@ -31,6 +31,7 @@ import (
 
 	"github.com/ferryos/ferry/internal/cgroups"
 	"github.com/ferryos/ferry/internal/engine/network"
+	"github.com/ferryos/ferry/internal/engine/runner"
 	"github.com/ferryos/ferry/internal/engine/store"
 	"github.com/ferryos/ferry/internal/fault"
 )
@@ -44,12 +45,17 @@ type Options struct {
 	Store        *store.Store
 	Network      *network.Network
 	Log          *slog.Logger
+	// Runners is how many runners are kept ready for pods to come; 0 starts each
+	// on demand, as an engine that is started only to end what runs should.
+	Runners int
 }
 
 // Engine is the container engine. Its methods may be called concurrently.
 type Engine struct {
 	opt     Options
 	machine machine
+	runners *runner.Pool
+	moves   *cgroups.Mover
 	pods    records[podRecord]
 	ctrs    records[containerRecord]
 	events  broadcaster
@@ -70,6 +76,8 @@ func New(opt Options) *Engine {
 	return &Engine{
 		opt:     opt,
 		machine: inspectMachine(),
+		runners: runner.NewPool(runner.PoolOptions{Binary: opt.RunnerBinary, Dir: filepath.Join(opt.RunDir, "r"), Size: opt.Runners, Log: opt.Log}),
+		moves:   cgroups.NewMover(),
 		pods:    records[podRecord]{filepath.Join(opt.DataDir, "pods")},
 		ctrs:    records[containerRecord]{filepath.Join(opt.DataDir, "containers")},
 		podByID: map[string]*pod{},
@@ -100,7 +108,11 @@ func (e *Engine) Start(ctx context.Context) error {
 	if err := e.ctrs.open(); err != nil {
 		return fmt.Errorf("engine records: %w", err)
 	}
-	return e.recover(ctx)
+	if err := e.recover(ctx); err != nil {
+		return err
+	}
+	e.runners.Start(ctx)
+	return nil
 }
 
 // makeDirs makes the directories below the run directory. Only root may enter
@@ -122,7 +134,7 @@ func (e *Engine) makeDirs() error {
 
 // Stop lets go of the runners and waits for the engine's own goroutines.
 // Containers run on.
-func (e *Engine) Stop(context.Context) error {
+func (e *Engine) Stop(ctx context.Context) error {
 	e.mu.Lock()
 	if !e.stopping {
 		e.stopping = true
@@ -130,6 +142,7 @@ func (e *Engine) Stop(context.Context) error {
 	}
 	pods := slices.Collect(maps.Values(e.podByID))
 	e.mu.Unlock()
+	e.runners.Stop(ctx)
 	for _, p := range pods {
 		if r := p.client(); r != nil {
 			r.Close()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -248,7 +249,9 @@ func TestNothingLeft(t *testing.T) {
 		t.Errorf("%d snapshots of no image", n)
 	}
 	for _, dir := range []string{"run/r", "run/c", "run/p"} {
-		if entries, _ := os.ReadDir(filepath.Join(m.Dir(), dir)); len(entries) != 0 {
+		entries, _ := os.ReadDir(filepath.Join(m.Dir(), dir))
+		entries = slices.DeleteFunc(entries, func(d os.DirEntry) bool { return strings.HasPrefix(d.Name(), "spare-") }) // runners that wait
+		if len(entries) != 0 {
 			t.Errorf("%s holds %v", dir, entries)
 		}
 	}

@@ -38,6 +38,7 @@ func (e *Engine) running(id string) (*container, *runner.Client, error) {
 // Exec runs one more process in a running container and returns its exit code
 // once it has ended and all its output is written. Cancelling ctx kills it.
 func (e *Engine) Exec(ctx context.Context, id string, spec ExecSpec, streams Streams) (int, error) {
+	e.moves.Expect()
 	c, client, err := e.running(id)
 	if err != nil {
 		return 0, err

@@ -144,6 +144,7 @@ func (e *Engine) StartPod(ctx context.Context, id string) error {
 
 // startPod brings p up and records it, or leaves nothing of it running. p.op is held.
 func (e *Engine) startPod(ctx context.Context, p *pod) (err error) {
+	e.moves.Expect() // of its first container
 	pod := p.snapshot()
 	defer func() {
 		if err != nil {
@@ -179,7 +180,7 @@ func (e *Engine) startPod(ctx context.Context, p *pod) (err error) {
 
 func (e *Engine) launchRunner(ctx context.Context, p *pod) (runner.Namespaces, error) {
 	pod := p.snapshot()
-	client, err := runner.Launch(ctx, runner.LaunchOptions{Binary: e.opt.RunnerBinary, Dir: e.runnerDir(pod.ID), Log: e.opt.Log})
+	client, err := e.runners.Launch(ctx, e.runnerDir(pod.ID))
 	if err != nil {
 		return runner.Namespaces{}, err
 	}

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -21,9 +22,9 @@ import (
 
 // Client speaks to one runner. Its methods may be called concurrently.
 type Client struct {
-	dir    string
-	pid    int
-	reaped chan struct{} // closed once our own child is reaped; nil after Dial
+	dir   string
+	pid   int
+	ended chan struct{} // closed once our own child has; nil after Dial
 
 	mu     sync.Mutex
 	closed bool
@@ -59,11 +60,8 @@ func Launch(ctx context.Context, opt LaunchOptions) (*Client, error) {
 	if err != nil {
 		return nil, fault.New(fault.Unavailable, "launch runner: %w", err)
 	}
-	c := &Client{dir: opt.Dir, pid: cmd.Process.Pid, reaped: make(chan struct{}), open: map[net.Conn]struct{}{}}
-	go func() { // ends with the runner, which may be after us: nobody can wait for it
-		_ = cmd.Wait() // how it ended says its log
-		close(c.reaped)
-	}()
+	c := &Client{dir: opt.Dir, pid: cmd.Process.Pid, ended: make(chan struct{}), open: map[net.Conn]struct{}{}}
+	go c.reap(cmd) // ends with the runner, which may be after us: nobody can wait for it
 	stop := context.AfterFunc(ctx, func() { ready.Close() })
 	defer stop()
 	var one [1]byte
@@ -76,6 +74,25 @@ func Launch(ctx context.Context, opt LaunchOptions) (*Client, error) {
 		return nil, fault.New(fault.Internal, "runner did not start: %s", lastLine(said))
 	}
 	return c, nil
+}
+
+// reapDelay is how long a runner that has ended stays a zombie.
+const reapDelay = 100 * time.Millisecond
+
+// reap takes note of the runner's end, and takes the zombie away some time
+// later. At once would cost both processors milliseconds: the kernel walks the
+// entries of /proc/PID for the process and for each of its threads, and those
+// that end at that moment wait for each other's walks, spinning.
+func (c *Client) reap(cmd *exec.Cmd) {
+	for {
+		err := unix.Waitid(unix.P_PID, c.pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	close(c.ended)
+	time.Sleep(reapDelay)
+	_ = cmd.Wait() // how it ended says its log
 }
 
 func lastLine(b []byte) string {
@@ -309,9 +326,9 @@ func (c *Client) Shutdown(ctx context.Context) error {
 	if err := c.call(ctx, OpShutdown, nil, nil); err != nil {
 		return err
 	}
-	if c.reaped != nil {
+	if c.ended != nil {
 		select {
-		case <-c.reaped:
+		case <-c.ended:
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -12,6 +12,7 @@
 package proc
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -21,8 +22,11 @@ import (
 	"unsafe"
 
 	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
+
+	"github.com/ferryos/ferry/internal/engine/runner"
 
 	_ "github.com/opencontainers/cgroups/devices"           // device rules are linked in by import
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // joins namespaces before Go starts
@@ -70,7 +74,16 @@ func serveHere() error {
 		return fmt.Errorf("report readiness: %w", err)
 	}
 	ready.Close()
+	go warmUp()
 	return s.serve()
+}
+
+// warmUp does, while the runner waits for its first request, what the first of
+// each costs once: encoding/json studies a type, and all it refers to, when it
+// first meets it.
+func warmUp() {
+	_ = json.Unmarshal([]byte("{}"), new(runner.CreateRequest)) // cannot fail
+	_, _ = json.Marshal(new(configs.Config))                    // nor this
 }
 
 // surviveSignals drops what the terminal or init system of the daemon's user

@@ -158,7 +158,6 @@ var overBudget = []exception{}
 
 // ends are the functions that may end the process.
 var ends = []exception{
-	{"engine/runner/proc.reap: os.Exit", "process 1 of a shared PID namespace: its end is the namespace's"},
 	{"cli.proxySignals: os.Exit", "the third Ctrl-C, while the command waits for a daemon that does not answer"},
 }
 

@@ -69,6 +69,7 @@ type Engine struct {
 	stopped    chan struct{} // closed by Stop
 	background sync.WaitGroup
 	bundles    bundles
+	users      userRanges
 }
 
 // New returns an Engine that does nothing before Start.
@@ -83,6 +84,7 @@ func New(opt Options) *Engine {
 		podByID: map[string]*pod{},
 		ctrByID: map[string]*container{},
 		stopped: make(chan struct{}),
+		users:   userRanges{used: map[uint32]bool{}},
 	}
 }
 
@@ -116,20 +118,26 @@ func (e *Engine) Start(ctx context.Context) error {
 }
 
 // makeDirs makes the directories below the run directory. Only root may enter
-// those of runners, containers and pods, also where an earlier version made
-// them: the machine's users could run what images have setuid. Containers need
-// no way through them, for what they are given is mounted.
+// those of runners, of pods and of each container, also where an earlier version
+// made them: the machine's users could run what images have setuid. Containers
+// need no way through them, for what they are given is mounted; but the root of
+// a user namespace has to reach its container's, see mountRootfs.
 func (e *Engine) makeDirs() error {
-	if err := os.MkdirAll(e.opt.RunDir, 0o711); err != nil {
-		return err
-	}
-	for _, name := range []string{"r", "c", "p"} {
+	for name, mode := range map[string]os.FileMode{"": 0o711, "r": 0o700, "c": 0o711, "p": 0o700} {
 		dir := filepath.Join(e.opt.RunDir, name)
-		if err := errors.Join(os.MkdirAll(dir, 0o700), os.Chmod(dir, 0o700)); err != nil {
+		if err := errors.Join(os.MkdirAll(dir, mode), os.Chmod(dir, mode)); err != nil {
 			return err
 		}
 	}
-	return nil
+	dirs, err := filepath.Glob(filepath.Join(e.opt.RunDir, "c", "*"))
+	for _, dir := range dirs {
+		st, statErr := os.Stat(dir)
+		if statErr == nil && st.Mode().Perm()&0o007 != 0 {
+			statErr = os.Chmod(dir, 0o700)
+		}
+		err = errors.Join(err, statErr)
+	}
+	return err
 }
 
 // Stop lets go of the runners and waits for the engine's own goroutines.
@@ -206,7 +214,11 @@ func find[T any](m map[string]T, key, what string) (T, error) {
 // unix socket's path has at most 107 bytes.
 func (e *Engine) runnerDir(podID string) string { return filepath.Join(e.opt.RunDir, "r", podID[:12]) }
 
+// CheckUsers reports why pods cannot have user namespaces on this machine; nil
+// if they can.
+func (e *Engine) CheckUsers() error { return e.opt.Store.CheckMapped() }
+
 // rootfsDir is where a container's root is mounted.
 func (e *Engine) rootfsDir(id string) string {
-	return filepath.Join(e.opt.RunDir, "c", id[:12], "rootfs")
+	return filepath.Join(e.containerDir(id), "rootfs")
 }

@@ -313,7 +313,8 @@ func (e *Engine) Stats(ctx context.Context, id string) (Stats, error) {
 }
 
 // RootfsPath returns where the container's root is mounted, mounting it if it
-// is not. It stays mounted until the container is removed.
+// is not. It stays mounted until the container is removed. In a pod with a user
+// namespace the files' owners are those that PodSpec.Users says for the host.
 func (e *Engine) RootfsPath(ctx context.Context, id string) (string, error) {
 	c, err := e.findContainer(id)
 	if err != nil {
@@ -321,7 +322,7 @@ func (e *Engine) RootfsPath(ctx context.Context, id string) (string, error) {
 	}
 	c.op.Lock()
 	defer c.op.Unlock()
-	return e.mountRootfs(ctx, c.snapshot().ID)
+	return e.mountRootfs(ctx, c.snapshot().ID, c.pod.snapshot().Spec.Users)
 }
 
 // PortForward copies between conn and a TCP port of the pod's loopback until

@@ -93,10 +93,22 @@ func (e *Engine) RunPod(ctx context.Context, spec PodSpec) (Pod, error) {
 		return Pod{}, fault.New(fault.Invalid, "pod %s: runtime handler %q is not known", spec.Name, spec.RuntimeHandler).
 			Hint("remove runtimeClassName, or use a RuntimeClass whose handler is empty")
 	}
+	if spec.AutoUsers {
+		users, err := e.users.take()
+		if err != nil {
+			return Pod{}, fmt.Errorf("run pod %s: %w", spec.Name, err)
+		}
+		spec.Users = &users
+	}
 	p := newPod(podRecord{Pod: Pod{ID: newID(), Spec: spec, CreatedAt: time.Now()}})
 	p.op.Lock()
 	defer p.op.Unlock()
-	if err := e.startPod(ctx, p); err != nil {
+	err := checkUsers(spec)
+	if err == nil {
+		err = e.startPod(ctx, p)
+	}
+	if err != nil {
+		e.releaseUsers(spec)
 		return Pod{}, errors.Join(fmt.Errorf("run pod %s: %w", spec.Name, err), e.pods.remove(p.id))
 	}
 	e.mu.Lock()
@@ -154,14 +166,19 @@ func (e *Engine) startPod(ctx context.Context, p *pod) (err error) {
 	var attached network.Attachment
 	var ns runner.Namespaces
 	g, gctx := errgroup.WithContext(ctx)
-	if pod.Spec.Network == ModePod {
-		g.Go(func() (err error) {
-			attached, err = e.opt.Network.Attach(gctx, pod.ID, network.AttachOptions{Ports: pod.Spec.Ports})
-			return err
-		})
+	attach := func(netns string) (err error) {
+		attached, err = e.opt.Network.Attach(gctx, pod.ID, network.AttachOptions{Ports: pod.Spec.Ports, Netns: netns})
+		return err
+	}
+	connected := pod.Spec.Network == ModePod
+	if connected && pod.Spec.Users == nil {
+		g.Go(func() error { return attach("") })
 	}
 	g.Go(func() (err error) {
 		ns, err = e.launchRunner(gctx, p)
+		if err == nil && connected && pod.Spec.Users != nil {
+			err = attach(ns.Net) // the user namespace's own
+		}
 		return err
 	})
 	g.Go(func() error { return e.mountShm(pod) })
@@ -192,6 +209,7 @@ func (e *Engine) launchRunner(ctx context.Context, p *pod) (runner.Namespaces, e
 		HostUTS:  pod.Spec.Network == ModeHost && pod.Spec.Owner == OwnerCRI,
 		HostIPC:  pod.Spec.IPC == ModeHost,
 		SharePID: pod.Spec.PID == ModePod,
+		Users:    runnerUsers(pod.Spec.Users),
 	})
 	if err != nil {
 		return runner.Namespaces{}, err
@@ -333,6 +351,7 @@ func (e *Engine) RemovePod(ctx context.Context, id string) error {
 	e.mu.Lock()
 	delete(e.podByID, pod.ID)
 	e.mu.Unlock()
+	e.releaseUsers(pod.Spec)
 	e.publish(EventPodGone, pod, nil)
 	return nil
 }

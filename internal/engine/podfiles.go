@@ -45,7 +45,8 @@ func (e *Engine) mountShm(p Pod) error {
 	if size == 0 {
 		size = defaultShmSize
 	}
-	err := unix.Mount("shm", shm, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, fmt.Sprintf("mode=1777,size=%d", size))
+	uid, gid := rootOf(p.Spec.Users)
+	err := unix.Mount("shm", shm, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", size, uid, gid))
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", shm, err)
 	}
@@ -69,11 +70,20 @@ func (e *Engine) writePodFiles(p Pod) error {
 			hosts = own
 		}
 	}
-	dir := e.podDir(p.ID)
-	return errors.Join(
-		os.WriteFile(filepath.Join(dir, "resolv.conf"), resolv, 0o644),
-		os.WriteFile(filepath.Join(dir, "hosts"), hosts, 0o644),
-		os.WriteFile(filepath.Join(dir, "hostname"), []byte(podHostname(p)+"\n"), 0o644))
+	uid, gid := rootOf(p.Spec.Users)
+	for name, data := range map[string][]byte{"resolv.conf": resolv, "hosts": hosts, "hostname": []byte(podHostname(p) + "\n")} {
+		path := filepath.Join(e.podDir(p.ID), name)
+		if err := os.WriteFile(path, data, 0o644); err != nil {
+			return err
+		}
+		if p.Spec.Users == nil {
+			continue
+		}
+		if err := os.Chown(path, uid, gid); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func resolvConf(p Pod) ([]byte, error) {

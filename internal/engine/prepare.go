@@ -28,7 +28,7 @@ func (e *Engine) prepare(ctx context.Context, c *container) (*specs.Spec, error)
 	if !e.machine.hugetlb {
 		spec.Resources.HugePages = nil
 	}
-	rootfs, err := e.mountRootfs(ctx, rec.Container.ID)
+	rootfs, err := e.mountRootfs(ctx, rec.Container.ID, pod.Spec.Users)
 	if err != nil {
 		return nil, err
 	}
@@ -37,7 +37,7 @@ func (e *Engine) prepare(ctx context.Context, c *container) (*specs.Spec, error)
 		return nil, err
 	}
 	mounts := e.fileMounts(pod, spec.Security.ReadonlyRootfs)
-	volumes, err := e.volumeMounts(ctx, rec.Container)
+	volumes, err := e.volumeMounts(ctx, rec.Container, pod.Spec.Users)
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +55,7 @@ func (e *Engine) prepare(ctx context.Context, c *container) (*specs.Spec, error)
 
 // namespacesFor says which namespaces a container joins.
 func (e *Engine) namespacesFor(p podRecord, spec ContainerSpec) (namespaces, error) {
-	ns := namespaces{network: p.Pod.NetnsPath, ipc: p.Namespaces.IPC, uts: p.Namespaces.UTS}
+	ns := namespaces{user: p.Namespaces.User, network: p.Pod.NetnsPath, ipc: p.Namespaces.IPC, uts: p.Namespaces.UTS}
 	if p.Pod.Spec.Network == ModeHost {
 		ns.network = hostNamespace
 	}
@@ -82,7 +82,7 @@ func (e *Engine) namespacesFor(p podRecord, spec ContainerSpec) (namespaces, err
 }
 
 // mountRootfs mounts the container's root unless it is mounted already.
-func (e *Engine) mountRootfs(ctx context.Context, id string) (string, error) {
+func (e *Engine) mountRootfs(ctx context.Context, id string, users *Users) (string, error) {
 	dir := e.rootfsDir(id)
 	mounted, err := isMountPoint(dir)
 	if err != nil || mounted {
@@ -92,13 +92,31 @@ func (e *Engine) mountRootfs(ctx context.Context, id string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := os.MkdirAll(dir, 0o711); err != nil {
-		return "", err
-	}
-	if err := e.opt.Store.MountAll(mounts, dir); err != nil {
+	if err := e.mountFor(id, mounts, dir, users); err != nil {
 		return "", fmt.Errorf("mount root of container %s: %w", id, err)
 	}
 	return dir, nil
+}
+
+// mountFor mounts a file system of a container at dir, which it makes. libcontainer finds
+// a root by its path, with the rights of the root of the user namespace: that
+// one, and none but the host's beside, may pass through the container's directory.
+func (e *Engine) mountFor(id string, mounts []store.Mount, dir string, users *Users) error {
+	parent := e.containerDir(id)
+	if err := os.MkdirAll(parent, 0o700); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return err
+	}
+	if users == nil {
+		return e.opt.Store.MountAll(mounts, dir)
+	}
+	_, gid := rootOf(users)
+	if err := errors.Join(os.Chown(parent, 0, gid), os.Chmod(parent, 0o710)); err != nil {
+		return err
+	}
+	return e.opt.Store.MountMapped(mounts, dir, *users)
 }
 
 // isMountPoint reports whether dir is the root of a mount; false if it does not exist.
@@ -116,7 +134,7 @@ func isMountPoint(dir string) (bool, error) {
 
 // volumeMounts turns the container's mounts into the runtime's, mounting image
 // volumes on the way.
-func (e *Engine) volumeMounts(ctx context.Context, c Container) ([]specs.Mount, error) {
+func (e *Engine) volumeMounts(ctx context.Context, c Container, users *Users) ([]specs.Mount, error) {
 	var out []specs.Mount
 	for i, m := range c.Spec.Mounts {
 		switch m.Kind {
@@ -127,9 +145,13 @@ func (e *Engine) volumeMounts(ctx context.Context, c Container) ([]specs.Mount, 
 			}
 			out = append(out, specs.Mount{Destination: m.Destination, Type: "tmpfs", Source: "tmpfs", Options: options})
 		case MountBind:
-			out = append(out, specs.Mount{Destination: m.Destination, Type: "bind", Source: m.Source, Options: bindOptions(m)})
+			options := bindOptions(m)
+			if users != nil && m.IDMap {
+				options = append(options, "idmap")
+			}
+			out = append(out, specs.Mount{Destination: m.Destination, Type: "bind", Source: m.Source, Options: options})
 		case MountImage:
-			source, err := e.mountImage(ctx, c.ID, i, m)
+			source, err := e.mountImage(ctx, c.ID, i, m, users)
 			if err != nil {
 				return nil, err
 			}
@@ -164,7 +186,7 @@ func volumeKey(id string, i int) string { return id + "-volume-" + strconv.Itoa(
 
 // mountImage mounts an image or artifact read-only and returns the path of
 // what the mount asks for in it.
-func (e *Engine) mountImage(ctx context.Context, id string, i int, m Mount) (string, error) {
+func (e *Engine) mountImage(ctx context.Context, id string, i int, m Mount, users *Users) (string, error) {
 	dir := e.volumeDir(id, i)
 	mounted, err := isMountPoint(dir)
 	if err != nil {
@@ -179,10 +201,7 @@ func (e *Engine) mountImage(ctx context.Context, id string, i int, m Mount) (str
 		if err != nil {
 			return "", fmt.Errorf("image volume %s: %w", m.Destination, err)
 		}
-		if err := os.MkdirAll(dir, 0o711); err != nil {
-			return "", err
-		}
-		if err := e.opt.Store.MountAll(mounts, dir); err != nil {
+		if err := e.mountFor(id, mounts, dir, users); err != nil {
 			return "", fmt.Errorf("image volume %s: %w", m.Destination, err)
 		}
 	}

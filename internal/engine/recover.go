@@ -40,6 +40,7 @@ func (e *Engine) recover(ctx context.Context) error {
 	for id, rec := range pods {
 		p := newPod(rec)
 		e.podByID[id] = p
+		e.users.claim(rec.Pod.Spec)
 		if rec.Pod.State == PodReady {
 			ready = append(ready, p)
 		}

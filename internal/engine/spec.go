@@ -40,9 +40,9 @@ type imageConfig struct {
 }
 
 // namespaces are paths of existing namespaces to join; "" makes a new one,
-// "host" stays in the host's.
+// "host" stays in the host's. The user namespace is the host's if it is "".
 type namespaces struct {
-	network, ipc, uts, pid string
+	user, network, ipc, uts, pid string
 }
 
 const hostNamespace = "host"
@@ -146,6 +146,9 @@ func clampOOMAdj(adj *int, lowest int) *int {
 
 func (in specInput) namespaceList() []specs.LinuxNamespace {
 	list := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
+	if in.ns.user != "" {
+		list = append(list, specs.LinuxNamespace{Type: specs.UserNamespace, Path: in.ns.user})
+	}
 	for _, n := range []struct {
 		kind specs.LinuxNamespaceType
 		path string

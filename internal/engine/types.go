@@ -49,6 +49,10 @@ type PodSpec struct {
 	Ports        []network.PortMapping `json:"ports,omitempty"`
 	Sysctls      map[string]string     `json:"sysctls,omitempty"`
 	ShmSize      int64                 `json:"shmSize,omitempty"` // bytes of /dev/shm; 0: 64 MiB
+	// Users are the ids of the pod's user namespace; nil: the host's. AutoUsers
+	// has the engine choose a range that no other pod has.
+	Users     *Users `json:"users,omitempty"`
+	AutoUsers bool   `json:"autoUsers,omitempty"`
 	// RuntimeHandler is the RuntimeClass handler as given; only "" is known.
 	RuntimeHandler string `json:"runtimeHandler,omitempty"`
 	// StopWhenIdle stops the pod once its last container has exited, as a
@@ -99,9 +103,12 @@ type Mount struct {
 	SubPath     string    `json:"subPath,omitempty"` // within an image mount
 	ReadOnly    bool      `json:"readOnly,omitempty"`
 	// Recursive makes ReadOnly hold for the mounts below Source too.
-	Recursive   bool     `json:"recursive,omitempty"`
-	Propagation string   `json:"propagation,omitempty"` // "", "rprivate", "rslave", "rshared"
-	Options     []string `json:"options,omitempty"`
+	Recursive   bool   `json:"recursive,omitempty"`
+	Propagation string `json:"propagation,omitempty"` // "", "rprivate", "rslave", "rshared"
+	// IDMap shows the files of a bind under the ids of the pod's user namespace:
+	// what is root's on disk is root's inside. Without it they are nobody's.
+	IDMap   bool     `json:"idMap,omitempty"`
+	Options []string `json:"options,omitempty"`
 }
 
 // Device is a host device given to a container.

@@ -37,6 +37,9 @@ func (s *Service) CreateContainer(ctx context.Context, podID string, config *run
 	if err != nil {
 		return "", asStatus(err)
 	}
+	if err := checkUsers(config, p.Spec.Users); err != nil {
+		return "", asStatus(err)
+	}
 	if spec.PIDTarget != "" {
 		target, err := s.container(ctx, spec.PIDTarget)
 		if err != nil {

@@ -94,15 +94,15 @@ var propagation = map[runtimeapi.MountPropagation]string{
 var mountOptions = []string{"nodev", "noexec", "nosuid"}
 
 func mountSpec(m *runtimeapi.Mount) (engine.Mount, error) {
-	if len(m.UidMappings) > 0 || len(m.GidMappings) > 0 {
-		return engine.Mount{}, fault.New(fault.Unsupported, "mount %s: mapped user ids are not supported", m.ContainerPath)
+	if (len(m.UidMappings) > 0) != (len(m.GidMappings) > 0) {
+		return engine.Mount{}, fault.New(fault.Invalid, "mount %s: mapped user ids go with mapped group ids", m.ContainerPath)
 	}
 	for _, option := range m.MountOptions {
 		if !slices.Contains(mountOptions, option) {
 			return engine.Mount{}, fault.New(fault.Invalid, "mount %s: option %q is none of %s", m.ContainerPath, option, strings.Join(mountOptions, ", "))
 		}
 	}
-	out := engine.Mount{Kind: engine.MountBind, Source: m.HostPath, Destination: m.ContainerPath, ReadOnly: m.Readonly,
+	out := engine.Mount{IDMap: len(m.UidMappings) > 0, Kind: engine.MountBind, Source: m.HostPath, Destination: m.ContainerPath, ReadOnly: m.Readonly,
 		Recursive: m.RecursiveReadOnly, Propagation: propagation[m.Propagation], Options: m.MountOptions}
 	if image := m.GetImage().GetImage(); image != "" {
 		out.Kind, out.Source, out.SubPath, out.Propagation = engine.MountImage, image, m.ImageSubPath, ""

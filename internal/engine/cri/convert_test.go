@@ -110,7 +110,6 @@ func TestNamespaceModes(t *testing.T) {
 		{in: &runtimeapi.NamespaceOption{Pid: ctr}, pid: engine.ModeContainer},
 		{in: &runtimeapi.NamespaceOption{Pid: target}, pid: engine.ModeContainer},
 		{in: &runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{Mode: node}}},
-		{in: &runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{Mode: pod}}, kind: fault.Unsupported},
 		{in: &runtimeapi.NamespaceOption{Network: ctr}, kind: fault.Invalid},
 		{in: &runtimeapi.NamespaceOption{Ipc: target}, kind: fault.Invalid},
 	} {
@@ -123,6 +122,52 @@ func TestNamespaceModes(t *testing.T) {
 		}
 		if err != nil || network != c.network || pid != c.pid || ipc != c.ipc {
 			t.Errorf("%v: %q %q %q, %v", c.in, network, pid, ipc, err)
+		}
+	}
+}
+
+func TestUsers(t *testing.T) {
+	ids := []*runtimeapi.IDMapping{{HostId: 65536, Length: 4096}}
+	own := &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD, Uids: ids, Gids: ids}
+	maps := []engine.IDMap{{Host: 65536, Size: 4096}}
+	want := &engine.Users{UIDs: maps, GIDs: maps}
+	for _, c := range []struct {
+		in   *runtimeapi.UserNamespace
+		want *engine.Users
+		kind fault.Kind
+	}{
+		{in: nil},
+		{in: &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_NODE}},
+		{in: own, want: want},
+		{in: &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_CONTAINER}, kind: fault.Invalid},
+		{in: &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_TARGET}, kind: fault.Invalid},
+	} {
+		got, err := users(c.in)
+		if diff := cmp.Diff(c.want, got); diff != "" || fault.KindOf(err) != c.kind {
+			t.Errorf("%v: %v\n%s", c.in, err, diff)
+		}
+	}
+	if diff := cmp.Diff(own.String(), usersOf(want).String()); diff != "" {
+		t.Errorf("back again:\n%s", diff)
+	}
+	other := []*runtimeapi.IDMapping{{HostId: 1, Length: 4096}}
+	context := func(u *runtimeapi.UserNamespace) *runtimeapi.LinuxContainerConfig {
+		return &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{UsernsOptions: u}}}
+	}
+	for name, c := range map[string]struct {
+		in  *runtimeapi.ContainerConfig
+		pod *engine.Users
+		bad bool
+	}{
+		"nothing said":       {in: &runtimeapi.ContainerConfig{}, pod: want},
+		"the same":           {in: &runtimeapi.ContainerConfig{Linux: context(own), Mounts: []*runtimeapi.Mount{{UidMappings: ids, GidMappings: ids}}}, pod: want},
+		"in the node's":      {in: &runtimeapi.ContainerConfig{Linux: context(own)}, bad: true},
+		"out of the pod's":   {in: &runtimeapi.ContainerConfig{Linux: context(&runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_NODE})}, pod: want, bad: true},
+		"mount, other ids":   {in: &runtimeapi.ContainerConfig{Mounts: []*runtimeapi.Mount{{UidMappings: other, GidMappings: ids}}}, pod: want, bad: true},
+		"mount, node's user": {in: &runtimeapi.ContainerConfig{Mounts: []*runtimeapi.Mount{{UidMappings: ids, GidMappings: ids}}}, bad: true},
+	} {
+		if err := checkUsers(c.in, c.pod); (err != nil) != c.bad {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
@@ -148,7 +193,7 @@ func TestMountSpec(t *testing.T) {
 			want: engine.Mount{Kind: engine.MountBind, Source: dir, Destination: "/c", ReadOnly: true, Recursive: true, Propagation: "rprivate"}},
 		"recursive, writable":   {in: &runtimeapi.Mount{HostPath: dir, RecursiveReadOnly: true}, kind: fault.Invalid},
 		"recursive, propagated": {in: &runtimeapi.Mount{HostPath: dir, Readonly: true, RecursiveReadOnly: true, Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER}, kind: fault.Invalid},
-		"mapped":                {in: &runtimeapi.Mount{HostPath: dir, UidMappings: []*runtimeapi.IDMapping{{}}}, kind: fault.Unsupported},
+		"mapped":                {in: &runtimeapi.Mount{HostPath: dir, UidMappings: []*runtimeapi.IDMapping{{}}}, kind: fault.Invalid},
 	} {
 		got, err := mountSpec(c.in)
 		if c.kind != fault.Internal {

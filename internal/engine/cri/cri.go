@@ -56,6 +56,7 @@ type Service struct {
 	served  chan struct{}
 	making  names
 	gate    gate
+	users   func() bool // whether pods may have user namespaces, found out at the first call
 }
 
 // names are the names of the pods and containers that are being made, so that
@@ -85,7 +86,17 @@ func (n *names) hold(name string, exists func() bool) (release func(), err error
 }
 
 // New returns a Service that does nothing before Start.
-func New(opt Options) *Service { return &Service{opt: opt} }
+func New(opt Options) *Service {
+	s := &Service{opt: opt}
+	s.users = sync.OnceValue(func() bool {
+		err := opt.Engine.CheckUsers()
+		if err != nil {
+			opt.Log.Warn("pods cannot have user namespaces", "error", err)
+		}
+		return err == nil
+	})
+	return s
+}
 
 // Name implements lifecycle.Component.
 func (s *Service) Name() string { return "runtime interface" }
@@ -141,8 +152,9 @@ func (s *Service) Status(_ context.Context, verbose bool) (*runtimeapi.StatusRes
 		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
 			{Type: runtimeapi.RuntimeReady, Status: true}, {Type: runtimeapi.NetworkReady, Status: true},
 		}},
-		RuntimeHandlers: []*runtimeapi.RuntimeHandler{{Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}}},
-		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
+		RuntimeHandlers: []*runtimeapi.RuntimeHandler{{Features: &runtimeapi.RuntimeHandlerFeatures{
+			RecursiveReadOnlyMounts: true, UserNamespaces: s.users()}}},
+		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
 	}
 	if verbose {
 		info, err := json.Marshal(map[string]string{"version": s.opt.Version, "podCIDR": s.opt.PodCIDR, "cgroups": cgroups.Version()})

@@ -57,6 +57,9 @@ func podSpec(c *runtimeapi.PodSandboxConfig, handler string) (engine.PodSpec, er
 	if spec.Network, spec.PID, spec.IPC, err = namespaceModes(sec.GetNamespaceOptions()); err != nil {
 		return spec, err
 	}
+	if spec.Users, err = users(sec.GetNamespaceOptions().GetUsernsOptions()); err != nil {
+		return spec, err
+	}
 	if d := c.DnsConfig; len(d.GetServers())+len(d.GetSearches())+len(d.GetOptions()) > 0 {
 		spec.DNS = &network.DNSConfig{Servers: d.Servers, Searches: d.Searches, Options: d.Options}
 	}

@@ -58,6 +58,9 @@ func New(tb testing.TB) *Machine {
 	sum := sha256.Sum256([]byte(dir))
 	m := &Machine{tb: tb, dir: dir, suffix: hex.EncodeToString(sum[:3]), cgroup: "/ferrytest-" + filepath.Base(dir)}
 	tb.Cleanup(m.remove)
+	if err := os.Chmod(dir, 0o711); err != nil { // as /run/ferry is
+		tb.Fatal(err)
+	}
 	m.Start()
 	ctx := tb.Context()
 	if _, err := m.Store.Image(ctx, Busybox); err != nil {
@@ -142,8 +145,15 @@ func (m *Machine) remove() {
 // Run runs a container of the busybox image in a pod of its own and returns both.
 func (m *Machine) Run(spec engine.ContainerSpec) (engine.Pod, engine.Container) {
 	m.tb.Helper()
+	return m.RunIn(engine.PodSpec{PID: engine.ModeContainer}, spec)
+}
+
+// RunIn is Run in a pod of the given kind.
+func (m *Machine) RunIn(kind engine.PodSpec, spec engine.ContainerSpec) (engine.Pod, engine.Container) {
+	m.tb.Helper()
 	ctx := m.tb.Context()
-	pod, err := m.RunPod(ctx, engine.PodSpec{Owner: engine.OwnerDocker, Name: "t", Hostname: "box", PID: engine.ModeContainer, LogDir: m.dir})
+	kind.Owner, kind.Name, kind.Hostname, kind.LogDir = engine.OwnerDocker, "t", "box", m.dir
+	pod, err := m.RunPod(ctx, kind)
 	if err != nil {
 		m.tb.Fatal(err)
 	}

@@ -30,7 +30,7 @@ func (n *Network) Attach(ctx context.Context, id string, o AttachOptions) (Attac
 	if !n.claim(id) {
 		return Attachment{}, fault.New(fault.Conflict, "attach %s: it is attached already", id)
 	}
-	a, err := n.attach(ctx, id, ports, o.Sysctls)
+	a, err := n.attach(ctx, id, ports, o)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if err != nil {
@@ -73,13 +73,13 @@ func checkAttach(id string, o AttachOptions) ([]PortMapping, error) {
 	return ports, nil
 }
 
-func (n *Network) attach(ctx context.Context, id string, ports []PortMapping, sysctls map[string]string) (a *attached, err error) {
+func (n *Network) attach(ctx context.Context, id string, ports []PortMapping, o AttachOptions) (a *attached, err error) {
 	// First what fails most often and costs least.
 	held, err := reserve(ports)
 	if err != nil {
 		return nil, err
 	}
-	s, err := n.takeSlot(ctx)
+	s, err := n.takeSlot(ctx, o.Netns)
 	if err != nil {
 		held.close()
 		return nil, err
@@ -92,7 +92,7 @@ func (n *Network) attach(ctx context.Context, id string, ports []PortMapping, sy
 		MAC:       hardwareAddr(s.addr).String(),
 		Ports:     ports,
 	}}
-	if err := n.commit(a, sysctls); err != nil {
+	if err := n.commit(a, o.Sysctls); err != nil {
 		held.close()
 		n.doom(s)
 		return nil, errors.Join(err, n.leases.remove(id))
@@ -211,13 +211,17 @@ func (n *Network) Reconcile(ctx context.Context, live map[string]bool) error {
 	return errors.Join(errs...)
 }
 
-// takeSlot returns a slot from the pool, or makes one when the pool is empty.
-func (n *Network) takeSlot(ctx context.Context) (slot, error) {
+// takeSlot returns a slot from the pool, or makes one when the pool is empty,
+// or of an existing namespace.
+func (n *Network) takeSlot(ctx context.Context, netns string) (slot, error) {
+	if netns != "" {
+		return n.makeSlot(ctx, netns)
+	}
 	select {
 	case s := <-n.pool:
 		return s, nil
 	default:
-		return n.makeSlot(ctx)
+		return n.makeSlot(ctx, "")
 	}
 }
 
@@ -227,7 +231,7 @@ const refillPause = time.Second
 // fill keeps the pool full until ctx is done.
 func (n *Network) fill(ctx context.Context) {
 	for ctx.Err() == nil {
-		s, err := n.makeSlot(ctx)
+		s, err := n.makeSlot(ctx, "")
 		if err != nil {
 			if ctx.Err() == nil {
 				n.o.Log.Warn("network namespace not made ahead", "err", err)

@@ -240,8 +240,9 @@ func (n *Network) slotOf(addr netip.Addr) slot {
 	return slot{addr: addr, path: filepath.Join(n.o.NetnsDir, addr.String())}
 }
 
-// makeSlot takes an address and makes its namespace. On failure nothing is left.
-func (n *Network) makeSlot(ctx context.Context) (slot, error) {
+// makeSlot takes an address and makes its namespace, or connects an existing
+// one. On failure nothing is left.
+func (n *Network) makeSlot(ctx context.Context, netns string) (slot, error) {
 	if err := ctx.Err(); err != nil {
 		return slot{}, err
 	}
@@ -254,16 +255,20 @@ func (n *Network) makeSlot(ctx context.Context) (slot, error) {
 		n.addrs.release(addr)
 		return slot{}, err
 	}
-	if err := onOwnThread(func() error { return n.buildNetns(s) }); err != nil {
+	if err := onOwnThread(func() error { return n.buildNetns(s, netns) }); err != nil {
 		return slot{}, fmt.Errorf("make network namespace %s: %w", s.path, errors.Join(err, n.destroySlot(s)))
 	}
 	return s, nil
 }
 
-// buildNetns moves the calling thread into a new namespace, binds that to
-// s.path and connects it to the bridge.
-func (n *Network) buildNetns(s slot) error {
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+// buildNetns moves the calling thread into a new namespace, or an existing one,
+// binds that to s.path and connects it to the bridge.
+func (n *Network) buildNetns(s slot, netns string) error {
+	if netns != "" {
+		if err := enterNetns(netns); err != nil {
+			return err
+		}
+	} else if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return kernelError(err, "unshare the network namespace")
 	}
 	if err := bindNetns(s.path); err != nil {

@@ -80,6 +80,9 @@ type AttachOptions struct {
 	Ports []PortMapping
 	// Sysctls are written inside the namespace; every name starts with "net.".
 	Sysctls map[string]string
+	// Netns is a namespace to connect instead of making one: one that a user
+	// namespace owns can be made by a process in that alone.
+	Netns string
 }
 
 // Attachment is one container's (or pod's) place in the network. It lasts from

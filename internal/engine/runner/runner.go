@@ -47,6 +47,15 @@ type SetupRequest struct {
 	HostUTS  bool   `json:"hostUTS,omitempty"`
 	// SharePID makes a PID namespace whose process 1 is a reaper of ours.
 	SharePID bool `json:"sharePID,omitempty"`
+	// Users makes a user namespace, which owns the others and a network
+	// namespace beside them.
+	Users *Users `json:"users,omitempty"`
+}
+
+// Users are the ids of a user namespace.
+type Users struct {
+	UIDs []specs.LinuxIDMapping `json:"uids"`
+	GIDs []specs.LinuxIDMapping `json:"gids"`
 }
 
 // Namespaces are files to join a pod's namespaces by; "" is the host's (IPC,
@@ -55,6 +64,9 @@ type Namespaces struct {
 	IPC string `json:"ipc,omitempty"`
 	UTS string `json:"uts,omitempty"`
 	PID string `json:"pid,omitempty"`
+	// User and Net are there with SetupRequest.Users alone. Net has no interface but lo.
+	User string `json:"user,omitempty"`
+	Net  string `json:"net,omitempty"`
 }
 
 // CreateRequest describes a container. Its root is mounted already.

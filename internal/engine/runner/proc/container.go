@@ -77,7 +77,11 @@ func newContainer(s *server, r runner.CreateRequest) (_ *container, err error) {
 		return nil, err
 	}
 	defer filter.close()
-	c.main, err = newProcess(r.Spec.Process, processOptions{init: true, tty: r.TTY, stdin: r.Stdin, stdinOnce: r.StdinOnce, filter: filter, out: out})
+	owner, err := ownerIn(*config)
+	if err == nil {
+		c.main, err = newProcess(r.Spec.Process, processOptions{
+			init: true, tty: r.TTY, stdin: r.Stdin, stdinOnce: r.StdinOnce, owner: owner, filter: filter, out: out})
+	}
 	if err != nil {
 		out.close()
 		return nil, err

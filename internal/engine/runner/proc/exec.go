@@ -51,7 +51,11 @@ func (c *container) startExec(conn *runner.Conn, r runner.ExecRequest) (*process
 		return nil, err
 	}
 	defer filter.close()
-	p, err := newProcess(r.Process, processOptions{tty: r.TTY, stdin: r.Stdin, filter: filter, out: &output{}})
+	owner, err := ownerIn(config)
+	if err != nil {
+		return nil, err
+	}
+	p, err := newProcess(r.Process, processOptions{tty: r.TTY, stdin: r.Stdin, owner: owner, filter: filter, out: &output{}})
 	if err != nil {
 		return nil, err
 	}

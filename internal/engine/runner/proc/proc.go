@@ -8,7 +8,7 @@
 //
 //	ferry-runner serve   the runner; its working directory is the pod's
 //	ferry-runner init    a container's first step, by libcontainer
-//	ferry-runner reap    process 1 of a PID namespace that containers share
+//	ferry-runner hold    the holder of namespaces that containers share
 package proc
 
 import (
@@ -42,8 +42,8 @@ func Main(args []string, stderr io.Writer) int {
 	switch {
 	case len(args) == 1 && args[0] == "serve":
 		err = serveHere()
-	case len(args) == 1 && args[0] == "reap":
-		reap()
+	case len(args) == 4 && args[0] == "hold":
+		err = holdNamespaces(args[1], args[2], args[3])
 	default:
 		fmt.Fprintln(stderr, "ferry-runner is started by ferryd and has no use by hand")
 		return 2
@@ -122,25 +122,5 @@ func resetIgnored() {
 		var standard sigaction // SIG_DFL
 		// It fails for none that can be ignored.
 		_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, n, uintptr(unsafe.Pointer(&standard)), 0, unsafe.Sizeof(now.mask), 0, 0)
-	}
-}
-
-// reap is process 1 of a shared PID namespace: it waits for orphans, and ends
-// with the runner, whose end of the pipe on standard input then closes.
-func reap() {
-	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
-	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		os.Exit(0)
-	}()
-	child := make(chan os.Signal, 1)
-	signal.Notify(child, syscall.SIGCHLD)
-	for range child {
-		for {
-			pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil)
-			if pid <= 0 && err != unix.EINTR {
-				break
-			}
-		}
 	}
 }

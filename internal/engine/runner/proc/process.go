@@ -50,8 +50,29 @@ type source struct {
 
 type processOptions struct {
 	init, tty, stdin, stdinOnce bool
+	owner                       pipeOwner
 	filter                      *filterFile // nil: none
 	out                         *output
+}
+
+// pipeOwner is who owns a process's pipes: the container's root, who could not
+// open them by /dev/stdout otherwise.
+type pipeOwner struct{ uid, gid int }
+
+func ownerIn(config configs.Config) (pipeOwner, error) {
+	uid, err := config.HostRootUID()
+	if err != nil {
+		return pipeOwner{}, err
+	}
+	gid, err := config.HostRootGID()
+	return pipeOwner{uid, gid}, err
+}
+
+func (o pipeOwner) give(f *os.File) error {
+	if o == (pipeOwner{}) {
+		return nil
+	}
+	return f.Chown(o.uid, o.gid)
 }
 
 func newProcess(spec *specs.Process, opt processOptions) (*process, error) {
@@ -67,7 +88,7 @@ func newProcess(spec *specs.Process, opt processOptions) (*process, error) {
 	if opt.tty {
 		return p, nil // the terminal is made by start
 	}
-	if err := p.makePipes(opt.stdin); err != nil {
+	if err := p.makePipes(opt.stdin, opt.owner); err != nil {
 		p.closeFiles()
 		return nil, err
 	}
@@ -114,7 +135,7 @@ var rlimits = map[string]int{
 	"RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING, "RLIMIT_STACK": unix.RLIMIT_STACK,
 }
 
-func (p *process) makePipes(stdin bool) error {
+func (p *process) makePipes(stdin bool, owner pipeOwner) error {
 	if stdin {
 		r, w, err := os.Pipe()
 		if err != nil {
@@ -122,6 +143,9 @@ func (p *process) makePipes(stdin bool) error {
 		}
 		p.theirs = append(p.theirs, r)
 		p.lib.Stdin, p.stdin = r, w
+		if err := owner.give(r); err != nil {
+			return err
+		}
 	}
 	for _, name := range []string{"stdout", "stderr"} {
 		r, w, err := os.Pipe()
@@ -130,6 +154,9 @@ func (p *process) makePipes(stdin bool) error {
 		}
 		p.theirs = append(p.theirs, w)
 		p.readers = append(p.readers, source{name, r})
+		if err := owner.give(w); err != nil {
+			return err
+		}
 		if name == "stdout" {
 			p.lib.Stdout = w
 		} else {

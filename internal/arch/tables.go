@@ -29,8 +29,9 @@ var layers = []layer{
 	{"app", "build config dockerapi engine engine/cri engine/network engine/store fault instance kube lifecycle logfile registry"},
 
 	// What others speak to us: the Docker API, BuildKit, Kubernetes, CRI, an OCI registry.
-	{"dockerapi", "dockerapi/eventlog engine engine/crilog engine/network engine/store fault lifecycle"},
+	{"dockerapi", "dockerapi/eventlog dockerapi/volume engine engine/crilog engine/files engine/network engine/store fault lifecycle"},
 	{"dockerapi/eventlog", ""},
+	{"dockerapi/volume", "fault"},
 	{"build", "engine engine/store fault"},
 	{"build/buildclient", "fault"},
 	{"kube", "fault"},
@@ -40,7 +41,8 @@ var layers = []layer{
 
 	// The container engine.
 	{"engine/enginetest", "engine engine/network engine/runner engine/runner/runnertest engine/store"},
-	{"engine", "cgroups engine/network engine/runner engine/store fault"},
+	{"engine", "cgroups engine/files engine/network engine/runner engine/store fault"},
+	{"engine/files", "fault"},
 	{"engine/store", "fault"},
 	{"engine/network", "fault"},
 	{"engine/runner/proc", "engine/crilog engine/runner fault logfile"},

@@ -53,6 +53,11 @@ func (s *Server) containerCreate(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	s.using.RLock()
+	defer s.using.RUnlock()
+	if err := s.findVolumes(ctx, &plan); err != nil {
+		return err
+	}
 	place := s.events.Now()
 	id, err := s.make(ctx, plan)
 	if err != nil {
@@ -83,6 +88,9 @@ func (s *Server) make(ctx context.Context, p plan) (string, error) {
 	c, err := s.opt.Engine.CreateContainer(ctx, pod.ID, p.container)
 	if err == nil {
 		err = p.makeBindSources()
+	}
+	if err == nil {
+		err = s.makeVolumes(ctx, p, c.ID)
 	}
 	if err != nil {
 		return "", errors.Join(err, s.opt.Engine.RemovePod(context.WithoutCancel(ctx), pod.ID))

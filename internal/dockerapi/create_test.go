@@ -295,7 +295,7 @@ func TestRefused(t *testing.T) {
 		{`{` + image + `,"Env":["=x"]}`, 400, "invalid environment variable"},
 		{`{` + image + `,"StopSignal":"NOTHING"}`, 400, `stop signal "NOTHING"`},
 		{`{` + image + `,"Domainname":"d"}`, 501, "not supported yet: --domainname (Domainname)"},
-		{`{` + image + `,"Volumes":{"/data":{}}}`, 501, "anonymous volumes"},
+		{`{` + image + `,"Volumes":{"data":{}}}`, 400, "absolute path"},
 		{`{` + image + `,"Healthcheck":{"Test":["CMD","true"]}}`, 501, "--health-cmd"},
 		{`{` + image + `,"MacAddress":"02:00:00:00:00:01"}`, 501, "MacAddress"},
 		{`{` + image + `,"NetworkingConfig":{"EndpointsConfig":{"backend":{}}}}`, 404, "network backend not found"},

@@ -77,7 +77,10 @@ func TestDocker(t *testing.T) {
 		{"events --since 1h --until $(date +%s.%N) --filter container=once --format '{{.Action}}'", "", 0,
 			"create\nattach\nstart\ndie\nattach\nstart\ndie\ndestroy\n", ""},
 		{"events --since 1h --until $(date +%s.%N) --filter type=image --format '{{.Action}}'", "", 0, "tag\nsave\nuntag\nload\n", ""},
-		{"volume ls", "", 1, "", "does not serve GET /volumes"},
+		{"volume create data", "", 0, "data\n", ""},
+		{"volume ls -q", "", 0, "data\n", ""},
+		{"volume rm data", "", 0, "data\n", ""},
+		{"network ls", "", 1, "", "does not serve GET /networks"},
 	} {
 		t.Run(tt.args, func(t *testing.T) {
 			// The shell takes the quotes of the table apart.

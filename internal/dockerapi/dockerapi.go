@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"github.com/ferryos/ferry/internal/dockerapi/eventlog"
+	"github.com/ferryos/ferry/internal/dockerapi/volume"
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/fault"
 	"github.com/ferryos/ferry/internal/lifecycle"
@@ -51,7 +52,7 @@ type Options struct {
 	Builder Builder // nil: /grpc and /session answer 501
 	Socket  string  // path of the unix socket; its directory is made if missing
 	LogDir  string  // where containers' logs are kept, <LogDir>/<pod>/0.log
-	Root    string  // shown by /info as DockerRootDir
+	Root    string  // shown by /info as DockerRootDir; volumes are kept in it
 	Version string  // Ferry's version
 	Log     *slog.Logger
 }
@@ -62,6 +63,10 @@ type Server struct {
 	names  nameTable
 	execs  execTable
 	events *eventlog.Log
+
+	volumes *volume.Store
+	using   sync.RWMutex // held for reading while a container is made, for writing while volumes are removed
+	filling sync.Mutex   // held while an image's content is copied into a volume; taken after using
 
 	http *http.Server
 	// background runs f on a goroutine until it returns; its context ends at Stop.
@@ -80,6 +85,13 @@ func (s *Server) Name() string { return "docker-api" }
 
 // Start listens on the socket. A socket file that nobody serves is replaced.
 func (s *Server) Start(ctx context.Context) error {
+	var err error
+	if s.volumes, err = volume.Open(filepath.Join(s.opt.Root, "volumes"), s.opt.Log); err != nil {
+		return err
+	}
+	if err := s.removeDoomed(ctx); err != nil {
+		s.opt.Log.Error("remove the volumes of removed containers", "error", err)
+	}
 	listener, err := listen(ctx, s.opt.Socket)
 	if err != nil {
 		return err
@@ -197,7 +209,7 @@ func (s *Server) autoRemove(ctx context.Context, c engine.Container) {
 		return
 	}
 	s.work.Go(func() {
-		if err := s.opt.Engine.RemovePod(ctx, c.PodID); err != nil {
+		if err := s.removeContainer(ctx, c, true); err != nil {
 			s.opt.Log.Error("remove an exited container", "container", c.ID, "error", err)
 		}
 	})

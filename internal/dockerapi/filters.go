@@ -84,11 +84,19 @@ func (f filters) labels(have map[string]string) bool {
 	return true
 }
 
+// noLabels reports whether have has none of the labels that are to be left out.
+func (f filters) noLabels(have map[string]string) bool {
+	return !slices.ContainsFunc(f["label!"], func(v string) bool { return filters{"label": {v}}.labels(have) })
+}
+
 // container reports whether c is one of those asked for.
 func (f filters) container(c engine.Container) bool {
 	return f.labels(c.Spec.Labels) &&
 		f.any("id", func(v string) bool { return strings.HasPrefix(c.ID, v) }) &&
 		f.any("name", func(v string) bool { return matches(v, c.Spec.Name) || matches(v, "/"+c.Spec.Name) }) &&
+		f.any("volume", func(v string) bool {
+			return slices.ContainsFunc(mountPoints(c), func(m container.MountPoint) bool { return m.Name == v || m.Destination == v })
+		}) &&
 		f.any("status", func(v string) bool { return string(c.State) == v }) &&
 		f.any("ancestor", func(v string) bool {
 			return c.ImageID == v || c.Spec.Image == v || settingsOf(c).Config.Image == v

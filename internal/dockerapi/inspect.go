@@ -24,7 +24,7 @@ import (
 
 func (s *Server) containerList(w http.ResponseWriter, r *http.Request) error {
 	ctx := r.Context()
-	match, err := parseFilters(r, "id", "name", "label", "status", "ancestor", "exited")
+	match, err := parseFilters(r, "id", "name", "label", "status", "ancestor", "exited", "volume")
 	if err != nil {
 		return err
 	}
@@ -164,7 +164,13 @@ func networks(pod engine.Pod, set settings, gateway netip.Addr) map[string]*apin
 
 func mountPoints(c engine.Container) []container.MountPoint {
 	out := []container.MountPoint{}
+	volumes := settingsOf(c).Volumes
 	for _, m := range c.Spec.Mounts {
+		if v, ok := volumes[m.Destination]; ok {
+			out = append(out, container.MountPoint{Type: mount.TypeVolume, Name: v.Name, Source: v.Source, Destination: m.Destination,
+				Driver: volumeDriver, Mode: v.Mode, RW: !m.ReadOnly, Propagation: mount.Propagation(m.Propagation)})
+			continue
+		}
 		out = append(out, container.MountPoint{Type: mount.Type(m.Kind), Source: m.Source, Destination: m.Destination,
 			Mode: strings.Join(m.Options, ","), RW: !m.ReadOnly && m.Kind != engine.MountImage, Propagation: mount.Propagation(m.Propagation)})
 	}

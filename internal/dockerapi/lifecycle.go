@@ -44,6 +44,9 @@ func (s *Server) start(ctx context.Context, c engine.Container) error {
 		return fault.New(fault.Conflict, "cannot start a paused container, try unpause instead")
 	}
 	ctx = context.WithoutCancel(ctx)
+	if err := s.restoreVolumes(ctx, c); err != nil {
+		return err
+	}
 	place := s.events.Now()
 	err := s.opt.Engine.StartContainer(ctx, c.ID)
 	if err == nil {
@@ -53,7 +56,7 @@ func (s *Server) start(ctx context.Context, c engine.Container) error {
 	// One that could not even begin (a host port in use, say) has no exit that
 	// would remove it, and a client with --rm waits for its removal.
 	if now, findErr := s.opt.Engine.Container(ctx, c.ID); findErr == nil && now.State == engine.StateCreated && settingsOf(c).HostConfig.AutoRemove {
-		err = errors.Join(err, s.opt.Engine.RemovePod(ctx, c.PodID))
+		err = errors.Join(err, s.removeContainer(ctx, c, true))
 	}
 	return startError("failed to create task for container", err)
 }
@@ -265,7 +268,7 @@ func (s *Server) containerRemove(w http.ResponseWriter, r *http.Request) error {
 		return fault.New(fault.Conflict,
 			"cannot remove container %q: container is %s: stop the container before removing or force remove", "/"+c.Spec.Name, c.State)
 	}
-	if err := s.opt.Engine.RemovePod(context.WithoutCancel(r.Context()), c.PodID); err != nil {
+	if err := s.removeContainer(context.WithoutCancel(r.Context()), c, flag(r, "v")); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

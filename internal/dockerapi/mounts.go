@@ -14,6 +14,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 
+	"github.com/ferryos/ferry/internal/dockerapi/volume"
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/fault"
 )
@@ -21,14 +22,26 @@ import (
 // mounts translates -v, --mount and --tmpfs.
 func (p *plan) mounts(h container.HostConfig) error {
 	for _, spec := range h.Binds {
-		m, err := parseBind(spec)
+		m, req, err := parseBind(spec)
 		if err != nil {
 			return err
+		}
+		if !path.IsAbs(m.Source) {
+			if err := p.askVolume(m, m.Source, req); err != nil {
+				return err
+			}
+			continue
 		}
 		p.container.Mounts = append(p.container.Mounts, m)
 		p.bindSources = append(p.bindSources, m.Source)
 	}
 	for _, m := range h.Mounts {
+		if m.Type == mount.TypeVolume {
+			if err := p.volumeMount(m); err != nil {
+				return err
+			}
+			continue
+		}
 		em, err := p.mount(m)
 		if err != nil {
 			return err
@@ -42,10 +55,7 @@ func (p *plan) mounts(h container.HostConfig) error {
 		}
 		p.container.Mounts = append(p.container.Mounts, m)
 	}
-	// Parents first, or they would hide what is mounted in them.
-	slices.SortStableFunc(p.container.Mounts, func(a, b engine.Mount) int {
-		return cmp.Compare(strings.Count(a.Destination, "/"), strings.Count(b.Destination, "/"))
-	})
+	sortMounts(p.container.Mounts)
 	seen := map[string]bool{}
 	for _, m := range p.container.Mounts {
 		if !path.IsAbs(m.Destination) || m.Destination == "/" {
@@ -59,42 +69,58 @@ func (p *plan) mounts(h container.HostConfig) error {
 	return nil
 }
 
+// sortMounts puts parents first, or they would hide what is mounted in them.
+func sortMounts(mounts []engine.Mount) {
+	slices.SortStableFunc(mounts, func(a, b engine.Mount) int {
+		return cmp.Compare(strings.Count(a.Destination, "/"), strings.Count(b.Destination, "/"))
+	})
+}
+
 // tmpfsDefaults are a tmpfs's options, which those given come after and may undo.
 var tmpfsDefaults = []string{"noexec", "nosuid", "nodev"}
 
 var propagations = []string{"private", "rprivate", "shared", "rshared", "slave", "rslave"}
 
-// parseBind reads SOURCE:DESTINATION[:OPTIONS].
-func parseBind(spec string) (engine.Mount, error) {
-	m := engine.Mount{Kind: engine.MountBind, Recursive: true}
+// parseBind reads [SOURCE:]DESTINATION[:OPTIONS]. A source that is no absolute
+// path names a volume, none a new one.
+func parseBind(spec string) (engine.Mount, volumeRequest, error) {
+	m, req := engine.Mount{Kind: engine.MountBind, Recursive: true}, volumeRequest{volumeUse: volumeUse{Mode: "z"}}
 	parts := strings.Split(spec, ":")
-	if len(parts) == 1 {
-		return m, unsupported("-v %s: anonymous volumes", spec)
+	if len(parts) == 1 && path.IsAbs(spec) {
+		m.Destination = path.Clean(spec)
+		return m, volumeRequest{}, nil
 	}
-	if len(parts) > 3 || parts[0] == "" || parts[1] == "" {
-		return m, fault.New(fault.Invalid, "invalid volume specification: '%s'", spec).Hint("write HOST-PATH:CONTAINER-PATH[:ro]")
+	if len(parts) == 1 || len(parts) > 3 || parts[0] == "" || parts[1] == "" {
+		return m, req, fault.New(fault.Invalid, "invalid volume specification: '%s'", spec).Hint("write HOST-PATH:CONTAINER-PATH[:ro]")
 	}
-	if !path.IsAbs(parts[0]) {
-		return m, fault.New(fault.Unsupported, "-v %s: named volumes are not supported yet", spec).
-			Hint("give an absolute path on the host: -v %s", "$PWD/"+strings.TrimPrefix(spec, "./"))
+	m.Source, m.Destination = parts[0], path.Clean(parts[1])
+	named := !path.IsAbs(m.Source)
+	if named {
+		if err := volume.CheckName(m.Source); err != nil {
+			return m, req, err
+		}
+	} else {
+		m.Source = path.Clean(m.Source)
 	}
-	m.Source, m.Destination = path.Clean(parts[0]), path.Clean(parts[1])
 	if len(parts) < 3 {
-		return m, nil
+		return m, req, nil
 	}
+	req.Mode = parts[2]
 	for opt := range strings.SplitSeq(parts[2], ",") {
 		switch {
 		case opt == "ro":
 			m.ReadOnly = true
+		case opt == "nocopy" && named:
+			req.noCopy = true
 		case opt == "rw", opt == "z", opt == "Z": // relabelling is for SELinux, which is not used
 		case opt == "cached", opt == "delegated", opt == "consistent": // always consistent
-		case slices.Contains(propagations, opt):
+		case slices.Contains(propagations, opt) && !named:
 			m.Propagation = recursive(opt)
 		default:
-			return m, fault.New(fault.Invalid, "invalid mode: %s", opt)
+			return m, req, fault.New(fault.Invalid, "invalid mode: %s", opt)
 		}
 	}
-	return m, nil
+	return m, req, nil
 }
 
 // recursive is the propagation for a recursive bind mount, the only kind made.
@@ -155,7 +181,7 @@ func (p *plan) mount(m mount.Mount) (engine.Mount, error) {
 		}
 	default:
 		return out, fault.New(fault.Unsupported, "mounts of type %q are not supported yet", m.Type).
-			Hint("use --mount type=bind,source=HOST-PATH,target=PATH, type=tmpfs or type=image")
+			Hint("use --mount type=bind,source=HOST-PATH,target=PATH, type=volume, type=tmpfs or type=image")
 	}
 	return out, nil
 }

@@ -113,9 +113,11 @@ func TestMountsRefused(t *testing.T) {
 		status int
 		says   string
 	}{
-		{`"Binds":["/data"]`, 501, "anonymous volumes"},
-		{`"Binds":["data:/data"]`, 501, "named volumes"},
-		{`"Binds":["./data:/data"]`, 501, "named volumes"},
+		{`"Binds":["data"]`, 400, "invalid volume specification"},
+		{`"Binds":["./data:/data"]`, 400, "includes invalid characters"},
+		{`"Binds":["data:/data:rshared"]`, 400, "invalid mode: rshared"},
+		{`"Binds":["data:/data","/data"]`, 400, "Duplicate mount point: /data"},
+		{`"VolumesFrom":["nobody"]`, 404, "No such container: nobody"},
 		{`"Binds":["` + dir + `:data"]`, 400, "absolute path"},
 		{`"Binds":["` + dir + `:/"]`, 400, `"/"`},
 		{`"Binds":["` + dir + `:"]`, 400, "invalid volume specification"},
@@ -126,7 +128,12 @@ func TestMountsRefused(t *testing.T) {
 		{`"Binds":["` + dir + `:/data"],"CapAdd":["FLY"]`, 400, "unknown capability"},
 		{`"Binds":["` + dir + `/deep:/data","/dev/null/x:/x"]`, 400, "bind mount's source"},
 		{`"Tmpfs":{"data":""}`, 400, "absolute path"},
-		{`"Mounts":[{"Type":"volume","Source":"v","Target":"/v"}]`, 501, `type "volume"`},
+		{`"Mounts":[{"Type":"volume","Source":"vv","Target":"v"}]`, 400, "absolute path"},
+		{`"Mounts":[{"Type":"volume","Source":"vv","Target":"/v","VolumeOptions":{"Subpath":"a/../../b"}}]`, 400, "relative path"},
+		{`"Mounts":[{"Type":"volume","Target":"/v","VolumeOptions":{"Subpath":"a"}}]`, 400, "anonymous"},
+		{`"Mounts":[{"Type":"volume","Target":"/v","VolumeOptions":{"DriverConfig":{"Name":"nfs"}}}]`, 404, "plugin"},
+		{`"Mounts":[{"Type":"volume","Source":"vv","Target":"/v","VolumeOptions":{"DriverConfig":{"Options":{"type":"nfs","o":"addr=x","device":":/x"}}}}]`, 501, "nfs"},
+		{`"Mounts":[{"Type":"volume","Source":"vv","Target":"/v","VolumeOptions":{"DriverConfig":{"Options":{"type":"none","o":"bind","device":"` + dir + `"}}}}]`, 400, "no such file"},
 		{`"Mounts":[{"Type":"cluster","Target":"/v"}]`, 501, `type "cluster"`},
 		{`"Mounts":[{"Type":"bind","Source":"` + dir + `","Target":"/v"}]`, 400, "bind source path does not exist: " + dir},
 		{`"Mounts":[{"Type":"bind","Source":"here","Target":"/v"}]`, 400, "must be absolute"},

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/ferryos/ferry/internal/dockerapi/volume"
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/engine/store"
 	"github.com/ferryos/ferry/internal/fault"
@@ -31,18 +33,22 @@ func TestParseBind(t *testing.T) {
 		"/a:/b:rw,z,cached":  bind(engine.Mount{Source: "/a", Destination: "/b"}),
 		"/a:/b:shared,ro":    bind(engine.Mount{Source: "/a", Destination: "/b", ReadOnly: true, Propagation: "rshared"}),
 		"/a:/b:rslave":       bind(engine.Mount{Source: "/a", Destination: "/b", Propagation: "rslave"}),
+		"/a":                 bind(engine.Mount{Destination: "/a"}),
+		"name:/b/":           bind(engine.Mount{Source: "name", Destination: "/b"}),
+		"name:/b:nocopy,ro":  bind(engine.Mount{Source: "name", Destination: "/b", ReadOnly: true}),
 		"/with space:/b c:Z": bind(engine.Mount{Source: "/with space", Destination: "/b c"}),
 	} {
-		got, err := parseBind(spec)
-		if err != nil || cmp.Diff(want, got) != "" {
+		got, req, err := parseBind(spec)
+		if err != nil || cmp.Diff(want, got) != "" || req.noCopy != strings.Contains(spec, "nocopy") {
 			t.Errorf("%s: %v\n%s", spec, err, cmp.Diff(want, got))
 		}
 	}
 	for spec, kind := range map[string]fault.Kind{
-		"": fault.Unsupported, "/a": fault.Unsupported, "a:/b": fault.Unsupported, "/a:": fault.Invalid, ":/b": fault.Invalid,
+		"": fault.Invalid, "a": fault.Invalid, "a:/b": fault.Invalid, "./a:/b": fault.Invalid, "/a:": fault.Invalid, ":/b": fault.Invalid,
+		"name:/b:rshared": fault.Invalid, "/a:/b:nocopy": fault.Invalid,
 		"/a:/b:": fault.Invalid, "/a:/b:ro:rw": fault.Invalid, "/a:/b:readonly": fault.Invalid, "/a:/b:ro,": fault.Invalid,
 	} {
-		if got, err := parseBind(spec); !fault.Is(err, kind) {
+		if got, _, err := parseBind(spec); !fault.Is(err, kind) {
 			t.Errorf("%q: %+v, %v", spec, got, err)
 		}
 	}
@@ -231,7 +237,7 @@ func FuzzParse(f *testing.F) {
 		if n, err := parseSize(s); err == nil && n <= 0 {
 			t.Errorf("size %q: %d", s, n)
 		}
-		if m, err := parseBind(s); err == nil && !path.IsAbs(m.Source) {
+		if m, _, err := parseBind(s); err == nil && !path.IsAbs(m.Source) && m.Source != "" && volume.CheckName(m.Source) != nil {
 			t.Errorf("bind %q: %+v", s, m)
 		}
 		if sig, err := parseSignal(s); err == nil && (sig < 1 || sig > 64) {

@@ -38,7 +38,8 @@ type plan struct {
 	pod         engine.PodSpec
 	container   engine.ContainerSpec
 	logged      bool
-	bindSources []string // host directories that -v makes when missing
+	volumes     map[string]volumeRequest // by destination
+	bindSources []string                 // host directories that -v makes when missing
 	gateway     netip.Addr
 	warnings    []string
 }
@@ -128,6 +129,13 @@ func withImage(c container.Config, image ocispec.ImageConfig) (container.Config,
 	}
 	maps.Copy(labels, c.Labels)
 	c.Labels = labels
+	if len(image.Volumes) > 0 {
+		c.Volumes = maps.Clone(c.Volumes)
+		if c.Volumes == nil {
+			c.Volumes = map[string]struct{}{}
+		}
+		maps.Copy(c.Volumes, image.Volumes)
+	}
 	c.ExposedPorts = maps.Clone(c.ExposedPorts)
 	for spec := range image.ExposedPorts {
 		port, err := apinetwork.ParsePort(spec)

@@ -23,7 +23,7 @@ var honoured = []string{
 	"Binds", "ContainerIDFile", "LogConfig", "NetworkMode", "PortBindings", "AutoRemove", "ConsoleSize", "Annotations",
 	"CapAdd", "CapDrop", "DNS", "DNSOptions", "DNSSearch", "ExtraHosts", "GroupAdd", "IpcMode", "OomScoreAdj", "PidMode",
 	"Privileged", "PublishAllPorts", "ReadonlyRootfs", "SecurityOpt", "Tmpfs", "ShmSize", "Sysctls", "Mounts",
-	"MaskedPaths", "ReadonlyPaths",
+	"MaskedPaths", "ReadonlyPaths", "VolumesFrom",
 	"CPUShares", "Memory", "NanoCPUs", "CgroupParent", "CPUPeriod", "CPUQuota", "CpusetCpus", "CpusetMems", "Devices",
 	"MemorySwap", "PidsLimit", "Ulimits",
 }
@@ -43,7 +43,7 @@ var noOps = map[string]func(h container.HostConfig) bool{
 
 // flags are the docker command's names of settings that people try.
 var flags = map[string]string{
-	"RestartPolicy": "--restart", "Init": "--init", "DeviceRequests": "--gpus", "VolumesFrom": "--volumes-from",
+	"RestartPolicy": "--restart", "Init": "--init", "DeviceRequests": "--gpus",
 	"Links": "--link", "MemoryReservation": "--memory-reservation", "CgroupnsMode": "--cgroupns", "UTSMode": "--uts",
 	"StorageOpt": "--storage-opt", "Runtime": "--runtime", "OomKillDisable": "--oom-kill-disable",
 	"Healthcheck": "--health-cmd", "Domainname": "--domainname", "BlkioWeight": "--blkio-weight",
@@ -59,9 +59,6 @@ func refuse(req container.CreateRequest) error {
 	c := req.Config
 	if c.Domainname != "" {
 		names = append(names, "Domainname")
-	}
-	if len(c.Volumes) > 0 {
-		names = append(names, "Volumes (anonymous volumes)")
 	}
 	if c.Healthcheck != nil && !slices.Equal(c.Healthcheck.Test, []string{"NONE"}) {
 		names = append(names, "Healthcheck")

@@ -56,6 +56,12 @@ func (s *Server) routes() map[string]handlerFunc {
 		"POST /exec/{id}/resize": s.execResize,
 		"GET /exec/{id}/json":    s.execInspect,
 
+		"GET /volumes":             s.volumeList,
+		"GET /volumes/{volume}":    s.volumeInspect,
+		"POST /volumes/create":     s.volumeCreate,
+		"POST /volumes/prune":      s.volumePrune,
+		"DELETE /volumes/{volume}": s.volumeRemove,
+
 		"GET /images/json":         s.imageList,
 		"GET /images/get":          s.imageSave,
 		"POST /images/load":        s.imageLoad,
@@ -109,7 +115,17 @@ func stripVersion(r *http.Request) error {
 		return fault.New(fault.Invalid, "client version %s is too new. Maximum supported API version is %s", asked, maxAPIVersion)
 	}
 	r.URL.Path, r.URL.RawPath = m[3], ""
+	r.SetPathValue(versionValue, asked)
 	return nil
+}
+
+// versionValue is the path value that holds the API version asked for.
+const versionValue = "version"
+
+// versionBefore reports whether the client speaks a version before v.
+func versionBefore(r *http.Request, v string) bool {
+	asked := r.PathValue(versionValue)
+	return asked != "" && versionLess(asked, v)
 }
 
 // versionLess compares two versions MAJOR.MINOR of digits.

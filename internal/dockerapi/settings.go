@@ -13,6 +13,7 @@ import (
 type settings struct {
 	Config     container.Config
 	HostConfig container.HostConfig
+	Volumes    map[string]volumeUse `json:",omitempty"` // by where they are mounted
 }
 
 // settingsOf returns what c was created with; the zero settings if its record

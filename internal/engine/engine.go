@@ -70,6 +70,7 @@ type Engine struct {
 	background sync.WaitGroup
 	bundles    bundles
 	users      userRanges
+	shared     sync.Mutex // mounts and unmounts of shared tmpfs; taken after op, before mu
 }
 
 // New returns an Engine that does nothing before Start.

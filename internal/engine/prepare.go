@@ -139,12 +139,28 @@ func (e *Engine) volumeMounts(ctx context.Context, c Container, users *Users) ([
 	for i, m := range c.Spec.Mounts {
 		switch m.Kind {
 		case MountTmpfs:
+			if m.Source != "" {
+				source, err := e.mountShared(m)
+				if err != nil {
+					return nil, err
+				}
+				m.Options = nil // they were the tmpfs's
+				out = append(out, specs.Mount{Destination: m.Destination, Type: "bind", Source: source, Options: bindOptions(m)})
+				continue
+			}
 			options := m.Options
 			if len(options) == 0 {
 				options = []string{"nosuid", "nodev", "noexec"}
 			}
 			out = append(out, specs.Mount{Destination: m.Destination, Type: "tmpfs", Source: "tmpfs", Options: options})
 		case MountBind:
+			if m.SubPath != "" {
+				source, err := e.mountSubPath(c.ID, i, m)
+				if err != nil {
+					return nil, err
+				}
+				m.Source = source
+			}
 			options := bindOptions(m)
 			if users != nil && m.IDMap {
 				options = append(options, "idmap")
@@ -225,7 +241,7 @@ func (e *Engine) unmount(ctx context.Context, c *container) error {
 	s := c.snapshot()
 	dirs := []string{e.rootfsDir(s.ID)}
 	for i, m := range s.Spec.Mounts {
-		if m.Kind == MountImage {
+		if m.Kind == MountImage || m.SubPath != "" {
 			dirs = append(dirs, e.volumeDir(s.ID, i))
 		}
 	}
@@ -237,6 +253,11 @@ func (e *Engine) unmount(ctx context.Context, c *container) error {
 	for i, m := range s.Spec.Mounts {
 		if m.Kind == MountImage {
 			if err := e.opt.Store.RemoveView(ctx, volumeKey(s.ID, i)); err != nil {
+				return err
+			}
+		}
+		if m.Kind == MountTmpfs && m.Source != "" {
+			if err := e.dropShared(c, m); err != nil {
 				return err
 			}
 		}

@@ -291,6 +291,13 @@ func (e *Engine) sweep(ctx context.Context, ready []*pod, containers map[string]
 	for id := range containers {
 		keep[filepath.Dir(e.rootfsDir(id))] = true
 	}
+	for _, c := range e.ctrByID {
+		for _, m := range c.snapshot().Spec.Mounts {
+			if m.Kind == MountTmpfs && m.Source != "" {
+				keep[filepath.Dir(e.sharedDir(m.Source))] = true
+			}
+		}
+	}
 	if err := e.sweepMounts(keep); err != nil {
 		e.opt.Log.Error("remove what nothing is recorded of", "error", err)
 	}
@@ -310,11 +317,11 @@ func (e *Engine) sweep(ctx context.Context, ready []*pod, containers map[string]
 	return nil
 }
 
-// sweepMounts removes the directories of pods and containers but for those to
+// sweepMounts removes the directories of pods, containers and shared tmpfs but for those to
 // keep, with what is mounted in them.
 func (e *Engine) sweepMounts(keep map[string]bool) error {
 	var errs []error
-	for _, parent := range []string{"p", "c"} {
+	for _, parent := range []string{"p", "c", "v"} {
 		dirs, err := filepath.Glob(filepath.Join(e.opt.RunDir, parent, "*"))
 		errs = append(errs, err)
 		for _, dir := range dirs {

@@ -91,7 +91,7 @@ type MountKind string
 // The mount kinds.
 const (
 	MountBind  MountKind = "bind"  // Source is a path on the host
-	MountTmpfs MountKind = "tmpfs" // Options as for mount(8)
+	MountTmpfs MountKind = "tmpfs" // Options as for mount(8); containers share one of the same Source, a file name
 	MountImage MountKind = "image" // Source is an image or artifact reference, always read-only
 )
 
@@ -100,7 +100,7 @@ type Mount struct {
 	Kind        MountKind `json:"kind"`
 	Source      string    `json:"source,omitempty"`
 	Destination string    `json:"destination"`
-	SubPath     string    `json:"subPath,omitempty"` // within an image mount
+	SubPath     string    `json:"subPath,omitempty"` // within Source, not of a tmpfs
 	ReadOnly    bool      `json:"readOnly,omitempty"`
 	// Recursive makes ReadOnly hold for the mounts below Source too.
 	Recursive   bool   `json:"recursive,omitempty"`

@@ -1,0 +1,191 @@
+package files
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ferryos/ferry/internal/fault"
+)
+
+// maxDepth is how deep a tree may be: each level takes a descriptor.
+const maxDepth = 500
+
+// capabilities is the one extended attribute that archives carry, as Docker's do.
+const capabilities = "security.capability"
+
+const paxXattr = "SCHILY.xattr."
+
+// Pack writes name, and what is below it, as a tar in which it is called as.
+// Where as is "" what is below it is at the top. A link is written as a link,
+// unless name ends in "/" or "/.". Sockets are left out, as is what ends while
+// it is being read.
+func (r *Root) Pack(ctx context.Context, out io.Writer, name, as string) error {
+	top, err := r.resolve(name, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return asFault(err)
+	}
+	defer top.Close()
+	p := packer{ctx: ctx, out: tar.NewWriter(out), linked: map[inode]string{}}
+	if err := p.add(top, as, 0); err != nil {
+		return asFault(err)
+	}
+	return p.out.Close()
+}
+
+type inode struct{ dev, ino uint64 }
+
+type packer struct {
+	ctx    context.Context // of the one call that the packer lives for
+	out    *tar.Writer
+	linked map[inode]string // files of several names, by the first
+}
+
+// add writes what is open as a path.
+func (p *packer) add(f *os.File, as string, depth int) error {
+	if err := p.ctx.Err(); err != nil {
+		return err
+	}
+	if depth > maxDepth {
+		return fault.New(fault.Unsupported, "%s: more than %d directories deep", as, maxDepth)
+	}
+	st, err := statOf(f)
+	if err != nil {
+		return err
+	}
+	h := &tar.Header{Name: as, Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid), Format: tar.FormatPAX,
+		ModTime: time.Unix(st.Mtim.Unix()).Truncate(time.Second)}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		return p.addDir(f, h, depth)
+	case unix.S_IFLNK:
+		h.Typeflag = tar.TypeSymlink
+		if h.Linkname, err = readlinkat(f); err != nil {
+			return err
+		}
+	case unix.S_IFCHR:
+		h.Typeflag = tar.TypeChar
+	case unix.S_IFBLK:
+		h.Typeflag = tar.TypeBlock
+	case unix.S_IFIFO:
+		h.Typeflag = tar.TypeFifo
+	case unix.S_IFREG:
+		h.Typeflag, h.Size = tar.TypeReg, st.Size
+	default:
+		return nil
+	}
+	if h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock {
+		h.Devmajor, h.Devminor = int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
+	}
+	if id := (inode{st.Dev, st.Ino}); st.Nlink > 1 {
+		if first, ok := p.linked[id]; ok {
+			h.Typeflag, h.Linkname, h.Size = tar.TypeLink, first, 0
+			return p.out.WriteHeader(h)
+		}
+		p.linked[id] = as
+	}
+	if h.Typeflag == tar.TypeReg {
+		return p.addFile(f, h)
+	}
+	return p.out.WriteHeader(h)
+}
+
+func (p *packer) addFile(f *os.File, h *tar.Header) error {
+	in, err := os.Open(procPath(f)) // the very file, whatever has its name by now
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	buf := make([]byte, 256)
+	if n, err := unix.Fgetxattr(int(in.Fd()), capabilities, buf); err == nil {
+		h.PAXRecords = map[string]string{paxXattr + capabilities: string(buf[:n])}
+	}
+	if err := p.out.WriteHeader(h); err != nil {
+		return err
+	}
+	n, err := io.Copy(p.out, io.LimitReader(in, h.Size)) // it may grow
+	if err == nil && n < h.Size {
+		_, err = io.CopyN(p.out, zeros{}, h.Size-n) // and shrink
+	}
+	return err
+}
+
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
+
+func (p *packer) addDir(f *os.File, h *tar.Header, depth int) error {
+	dir, err := os.Open(procPath(f))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	as := h.Name
+	if as != "" {
+		h.Typeflag, h.Name = tar.TypeDir, as+"/"
+		if err := p.out.WriteHeader(h); err != nil {
+			return err
+		}
+	}
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		if err := p.addEntry(dir, name, path.Join(as, name), depth+1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *packer) addEntry(dir *os.File, name, as string, depth int) error {
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return nil // removed since
+	}
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: as, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), as)
+	defer f.Close()
+	return p.add(f, as, depth)
+}
+
+func ignoreEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// Copy copies the directory from of one root over the directory to of another,
+// with owners, modes and times.
+func Copy(ctx context.Context, src *Root, from string, dst *Root, to string) error {
+	in, out := io.Pipe()
+	packed := make(chan error, 1)
+	go func() {
+		err := src.Pack(ctx, out, from+"/.", ".")
+		out.CloseWithError(err)
+		packed <- err
+	}()
+	err := dst.Unpack(ctx, in, to, UnpackOptions{})
+	in.CloseWithError(err)
+	if packErr := <-packed; packErr != nil && !errors.Is(packErr, err) {
+		err = errors.Join(packErr, err)
+	}
+	if err != nil {
+		return fmt.Errorf("copy %s: %w", from, err)
+	}
+	return nil
+}

@@ -82,7 +82,13 @@ func (s *Server) publishEngine(ev engine.Event) {
 	if ev.Type == engine.EventExited {
 		more = []string{"exitCode", strconv.Itoa(c.ExitCode), "execDuration", strconv.Itoa(int(c.FinishedAt.Sub(c.StartedAt).Seconds()))}
 	}
+	if ev.Type == engine.EventStarted {
+		s.publishMounts(ev.Time, events.ActionMount, c)
+	}
 	s.publishAt(ev.Time, events.ContainerEventType, action, c.ID, attributesOf(c, more...))
+	if ev.Type == engine.EventExited {
+		s.publishMounts(ev.Time, events.ActionUnmount, c)
+	}
 }
 
 // toldTime is how long an operation waits for the event of its success, so that

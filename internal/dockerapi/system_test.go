@@ -64,7 +64,7 @@ func TestRoutes(t *testing.T) {
 		says         string
 	}{
 		{"GET", "/nothing", 404, "does not serve GET /nothing"},
-		{"GET", "/v1.51/volumes", 404, "does not serve GET /volumes"},
+		{"GET", "/v1.51/plugins", 404, "does not serve GET /plugins"},
 		{"POST", "/v1.51/networks/create", 404, "does not serve POST /networks/create"},
 		{"PUT", "/v1.51/containers/json", 404, "does not serve PUT"},
 		{"POST", "/v1.51/containers/c/rename?name=x", 404, "does not serve POST /containers/c/rename"},

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
 	apivolume "github.com/moby/moby/api/types/volume"
 	"golang.org/x/sys/unix"
@@ -215,12 +216,12 @@ func (s *Server) makeVolumes(ctx context.Context, p plan, id string) (err error)
 	defer func() {
 		if err != nil {
 			for _, name := range made {
-				err = errors.Join(err, s.volumes.Remove(name))
+				err = errors.Join(err, s.dropVolume(name))
 			}
 		}
 	}()
 	for _, dst := range slices.Sorted(maps.Keys(p.volumes)) {
-		v, isNew, err := s.volumes.Create(p.volumes[dst].create)
+		v, isNew, err := s.createVolume(p.volumes[dst].create)
 		if err != nil {
 			return err
 		}
@@ -232,6 +233,39 @@ func (s *Server) makeVolumes(ctx context.Context, p plan, id string) (err error)
 		}
 	}
 	return nil
+}
+
+// createVolume makes a volume, or returns the one of that name, and tells it.
+func (s *Server) createVolume(v volume.Volume) (_ volume.Volume, made bool, err error) {
+	if v, made, err = s.volumes.Create(v); made {
+		s.publish(events.VolumeEventType, events.ActionCreate, v.Name, map[string]string{"driver": volumeDriver})
+	}
+	return v, made, err
+}
+
+// dropVolume removes a volume that nothing uses and tells it.
+func (s *Server) dropVolume(name string) error {
+	if err := s.volumes.Remove(name); err != nil {
+		return err
+	}
+	s.publish(events.VolumeEventType, events.ActionDestroy, name, map[string]string{"driver": volumeDriver})
+	return nil
+}
+
+// publishMounts tells that the volumes of a container are mounted, or no more.
+func (s *Server) publishMounts(at time.Time, action events.Action, c engine.Container) {
+	uses := settingsOf(c).Volumes
+	for _, m := range c.Spec.Mounts {
+		use, ok := uses[m.Destination]
+		if !ok {
+			continue
+		}
+		attributes := map[string]string{"driver": volumeDriver, "container": c.ID}
+		if action == events.ActionMount {
+			attributes["destination"], attributes["read/write"], attributes["propagation"] = m.Destination, strconv.FormatBool(!m.ReadOnly), m.Propagation
+		}
+		s.publishAt(at, events.VolumeEventType, action, use.Name, attributes)
+	}
 }
 
 // readyVolume sees to it that a volume of a container can be mounted at dst.
@@ -312,7 +346,7 @@ func (s *Server) restoreVolumes(ctx context.Context, c engine.Container) error {
 		if create.Anonymous {
 			create.Labels = map[string]string{anonymousLabel: ""}
 		}
-		if v, _, err = s.volumes.Create(create); err != nil {
+		if v, _, err = s.createVolume(create); err != nil {
 			return err
 		}
 		if err := s.readyVolume(ctx, c.ID, dst, v, false); err != nil {
@@ -377,7 +411,7 @@ func (s *Server) removeDoomed(ctx context.Context) error {
 	var errs []error
 	for _, v := range s.volumes.List() {
 		if v.Doomed && len(users[v.Name]) == 0 {
-			errs = append(errs, s.volumes.Remove(v.Name))
+			errs = append(errs, s.dropVolume(v.Name))
 		}
 	}
 	return errors.Join(errs...)
@@ -444,7 +478,7 @@ func (s *Server) volumeCreate(w http.ResponseWriter, r *http.Request) error {
 		}
 		v.Labels[anonymousLabel] = ""
 	}
-	v, _, err := s.volumes.Create(v)
+	v, _, err := s.createVolume(v)
 	if err != nil {
 		return err
 	}
@@ -458,7 +492,7 @@ func (s *Server) volumeRemove(w http.ResponseWriter, r *http.Request) error {
 	if users := s.volumeUsers(r.Context())[name]; len(users) > 0 {
 		return fault.New(fault.Conflict, "remove %s: volume is in use - [%s]", name, strings.Join(users, ", ")).Hint("remove the container first")
 	}
-	err := s.volumes.Remove(name)
+	err := s.dropVolume(name)
 	if err != nil && !(fault.Is(err, fault.NotFound) && flag(r, "force")) {
 		return err
 	}
@@ -489,7 +523,7 @@ func (s *Server) volumePrune(w http.ResponseWriter, r *http.Request) error {
 		}
 		size, err := s.volumes.Size(r.Context(), v.Name)
 		if err == nil {
-			err = s.volumes.Remove(v.Name)
+			err = s.dropVolume(v.Name)
 		}
 		if err != nil {
 			return err

@@ -205,6 +205,9 @@ func TestAnonymousVolumes(t *testing.T) {
 	a.startContainer(list.Items[0].ID)
 	gone()
 	eventually(t, "the named volume alone is left", func() bool { return slices.Equal(a.volumes(nil), []string{"kept"}) })
+	if got, want := a.past(`filters={"volume":["kept"]}`), []string{"volume create", "volume mount", "volume unmount"}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
 }
 
 // TestVolumeOptions are those of the local driver.

@@ -35,8 +35,8 @@ func (r *Root) Pack(ctx context.Context, out io.Writer, name, as string) error {
 		return asFault(err)
 	}
 	defer top.Close()
-	p := packer{ctx: ctx, out: tar.NewWriter(out), linked: map[inode]string{}}
-	if err := p.add(top, as, 0); err != nil {
+	p := packer{out: tar.NewWriter(out), linked: map[inode]string{}}
+	if err := p.add(ctx, top, as, 0); err != nil {
 		return asFault(err)
 	}
 	return p.out.Close()
@@ -45,14 +45,13 @@ func (r *Root) Pack(ctx context.Context, out io.Writer, name, as string) error {
 type inode struct{ dev, ino uint64 }
 
 type packer struct {
-	ctx    context.Context // of the one call that the packer lives for
 	out    *tar.Writer
 	linked map[inode]string // files of several names, by the first
 }
 
 // add writes what is open as a path.
-func (p *packer) add(f *os.File, as string, depth int) error {
-	if err := p.ctx.Err(); err != nil {
+func (p *packer) add(ctx context.Context, f *os.File, as string, depth int) error {
+	if err := ctx.Err(); err != nil {
 		return err
 	}
 	if depth > maxDepth {
@@ -66,7 +65,7 @@ func (p *packer) add(f *os.File, as string, depth int) error {
 		ModTime: time.Unix(st.Mtim.Unix()).Truncate(time.Second)}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
-		return p.addDir(f, h, depth)
+		return p.addDir(ctx, f, h, depth)
 	case unix.S_IFLNK:
 		h.Typeflag = tar.TypeSymlink
 		if h.Linkname, err = readlinkat(f); err != nil {
@@ -123,7 +122,7 @@ type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
 
-func (p *packer) addDir(f *os.File, h *tar.Header, depth int) error {
+func (p *packer) addDir(ctx context.Context, f *os.File, h *tar.Header, depth int) error {
 	dir, err := os.Open(procPath(f))
 	if err != nil {
 		return err
@@ -142,14 +141,14 @@ func (p *packer) addDir(f *os.File, h *tar.Header, depth int) error {
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		if err := p.addEntry(dir, name, path.Join(as, name), depth+1); err != nil {
+		if err := p.addEntry(ctx, dir, name, path.Join(as, name), depth+1); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (p *packer) addEntry(dir *os.File, name, as string, depth int) error {
+func (p *packer) addEntry(ctx context.Context, dir *os.File, name, as string, depth int) error {
 	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) {
 		return nil // removed since
@@ -159,7 +158,7 @@ func (p *packer) addEntry(dir *os.File, name, as string, depth int) error {
 	}
 	f := os.NewFile(uintptr(fd), as)
 	defer f.Close()
-	return p.add(f, as, depth)
+	return p.add(ctx, f, as, depth)
 }
 
 func ignoreEOF(err error) error {

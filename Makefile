@@ -23,12 +23,12 @@ RUNNER_FLAGS := -s -w -linkmode external -extldflags "-static \
 # Linters, at versions that go.mod need not know.
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 ERRCHECK    := github.com/kisielk/errcheck@v1.30.0
-SCRIPTS     := .ci/run scripts/deps $(wildcard scripts/*.sh examples/*/*.sh test/*/*.sh)
+SCRIPTS     := .ci/run scripts/deps $(wildcard scripts/*.sh examples/*/*.sh test/*/*.sh) test/vm/guest/boot test/vm/guest/base/usr/local/sbin/ferry-vm
 
 # Packages whose tests also run under the race detector: light ones with goroutines.
 RACE := ./internal/lifecycle ./internal/term ./internal/engine/crilog ./internal/engine/runner
 
-.PHONY: help build deps demo kubectl test lint unit race e2e conformance-cri bench clean install
+.PHONY: help build deps demo kubectl test lint unit race e2e conformance-cri test-vm bench clean install
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -71,6 +71,11 @@ e2e: build kubectl ## the scripts of test/e2e against the real programs; RUN=Scr
 
 conformance-cri: deps ## run critest, the suite for container runtimes; FOCUS is a regular expression of specs, UPDATE=1 writes docs/conformance.md
 	FOCUS='$(FOCUS)' UPDATE='$(UPDATE)' scripts/conformance-cri.sh
+
+test-vm: build kubectl ## the tests on machines with cgroup v2, under QEMU: VM="-boots systemd -run engine", see test/vm
+	@scripts/deps vm
+	@$(GO) build -o $(BIN)/test-vm ./test/vm
+	@exec $(BIN)/test-vm -bin $(BIN) $(VM)
 
 bench: build kubectl ## measure, beside Debian's docker, and write docs/benchmarks.md; COLD=-cold builds from nothing too
 	$(GO) run ./test/bench -bin $(BIN) $(COLD)

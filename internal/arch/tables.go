@@ -18,6 +18,7 @@ var layers = []layer{
 	{"test/e2e", ""},
 	{"test/bench", "test/machine"},
 	{"test/machine", ""},
+	{"test/vm", ""},
 
 	// Programs.
 	{"cmd/ferry", "cli"},

@@ -9,6 +9,7 @@ package e2e
 import (
 	"errors"
 	"flag"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -70,7 +71,7 @@ func setUp(env *testscript.Env) error {
 			t.FailNow()
 		}
 	})
-	env.Vars = append(env.Vars, m.Env()...)
+	env.Vars = append(append(env.Vars, m.Env()...), fmt.Sprintf("MINUTE=%ds", 60*patience()))
 	if err := exec.Command("cp", "-r", "../../examples", env.WorkDir).Run(); err != nil {
 		return err
 	}
@@ -82,6 +83,16 @@ func setUp(env *testscript.Env) error {
 
 func machineOf(ts *testscript.TestScript) *machine.Machine { return ts.Value(key{}).(*machine.Machine) }
 
+// patience is how many times longer than written scripts wait for something to
+// happen: FERRY_TEST_PATIENCE, for slow machines. Scripts give MINUTE to what
+// waits by itself.
+func patience() int {
+	if n, err := strconv.Atoi(os.Getenv("FERRY_TEST_PATIENCE")); err == nil && n > 1 {
+		return n
+	}
+	return 1
+}
+
 // waitFor runs a command again and again: waitfor SECONDS COMMAND [ARG…].
 func waitFor(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) < 2 {
@@ -89,6 +100,7 @@ func waitFor(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	seconds, err := strconv.Atoi(args[0])
 	ts.Check(err)
+	seconds *= patience()
 	end := time.Now().Add(time.Duration(seconds) * time.Second)
 	for {
 		err := ts.Exec(args[1], args[2:]...)

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// suiteLimit is how long one suite may take on a machine of this one's speed.
+const suiteLimit = 5 * time.Minute
+
+// patience is how much slower than this machine the tests take an emulated one
+// to be.
+const patience = 20
+
+// payloadImage makes a disk in dir with the programs under test, the tests, the
+// sources whose files they read, and the list of what to run.
+func payloadImage(ctx context.Context, opt options, suites []suite, dir string) (string, error) {
+	stage := filepath.Join(dir, "payload")
+	if err := os.MkdirAll(filepath.Join(stage, "tests"), 0o755); err != nil {
+		return "", err
+	}
+	boot, err := guest.ReadFile("guest/boot")
+	if err != nil {
+		return "", err
+	}
+	factor, limit := 1, suiteLimit
+	if opt.accel != "kvm" {
+		factor, limit = patience, suiteLimit*patience/2
+	}
+	var list strings.Builder
+	for _, s := range suites {
+		if err := compile(ctx, opt.source, s, filepath.Join(stage, "tests", s.name)); err != nil {
+			return "", err
+		}
+		fmt.Fprintf(&list, "%s %s %d", s.name, s.pkg, int(limit.Seconds()))
+		if opt.tests != "" {
+			fmt.Fprintf(&list, " -test.run %s", opt.tests)
+		}
+		list.WriteString("\n")
+	}
+	for _, f := range []struct {
+		name string
+		data []byte
+		mode fs.FileMode
+	}{{"boot", boot, 0o755}, {"suites", []byte(list.String()), 0o644}, {"patience", fmt.Appendln(nil, factor), 0o644}} {
+		if err := os.WriteFile(filepath.Join(stage, f.name), f.data, f.mode); err != nil {
+			return "", err
+		}
+	}
+	if err := copySources(ctx, opt, filepath.Join(stage, "src")); err != nil {
+		return "", err
+	}
+	image := filepath.Join(dir, "payload.ext4")
+	if err := mkfs(ctx, image, stage, "4G"); err != nil {
+		return "", err
+	}
+	return image, os.RemoveAll(stage)
+}
+
+// compile makes a package's tests into a program.
+func compile(ctx context.Context, source string, s suite, to string) error {
+	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-ldflags=-s -w", "-o", to, "./"+s.pkg)
+	cmd.Dir, cmd.Stderr = source, os.Stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("compile the tests of %s: %w", s.pkg, err)
+	}
+	return nil
+}
+
+// copySources copies what git knows or would add, and the programs.
+func copySources(ctx context.Context, opt options, to string) error {
+	cmd := exec.CommandContext(ctx, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+	cmd.Dir, cmd.Stderr = opt.source, os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("list the sources: %w", err)
+	}
+	for name := range strings.SplitSeq(strings.TrimRight(string(out), "\x00"), "\x00") {
+		err := copyFile(filepath.Join(opt.source, name), filepath.Join(to, name))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // deleted, but not yet for git
+			return err
+		}
+	}
+	return filepath.WalkDir(opt.bin, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		name, err := filepath.Rel(opt.bin, path)
+		if err != nil {
+			return err
+		}
+		return copyFile(path, filepath.Join(to, "bin", name))
+	})
+}
+
+// copyFile copies a file or a link, by a second name where that is possible.
+func copyFile(from, to string) error {
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return err
+	}
+	info, err := os.Lstat(from)
+	if err != nil {
+		return err
+	}
+	if info.Mode()&fs.ModeSymlink != 0 {
+		target, err := os.Readlink(from)
+		if err != nil {
+			return err
+		}
+		return os.Symlink(target, to)
+	}
+	if os.Link(from, to) == nil {
+		return nil
+	}
+	data, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, data, info.Mode().Perm())
+}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -11,53 +12,6 @@ import (
 
 	"github.com/ferryos/ferry/test/machine"
 )
-
-// containerRuns is how many containers each engine runs, in turns.
-const containerRuns = 20
-
-// containers measures `run --rm IMAGE true` beside Debian's Docker.
-func (b *bench) containers(m *machine.Machine) (err error) {
-	docker, err := startDocker(m.Dir)
-	if err != nil {
-		return fmt.Errorf("docker, the peer: %w", err)
-	}
-	defer func() {
-		if stopErr := docker.stop(); err == nil {
-			err = stopErr
-		}
-	}()
-	tar, err := m.Command("ferry", "save", "box").Output()
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(m.Dir, "box.tar"), tar, 0o600); err != nil {
-		return err
-	}
-	if out, err := docker.command("load", "-i", filepath.Join(m.Dir, "box.tar")).CombinedOutput(); err != nil {
-		return fmt.Errorf("docker load: %w: %s", err, out)
-	}
-	var ours, theirs durations
-	for i := range containerRuns + 1 {
-		mine, err := timed(func() error { _, err := m.Run("ferry", "run", "--rm", "box", "true"); return err })
-		if err != nil {
-			return err
-		}
-		peer, err := timed(docker.command("run", "--rm", "box", "true").Run)
-		if err != nil {
-			return fmt.Errorf("docker run: %w", err)
-		}
-		if i > 0 { // the first of each warms up
-			ours, theirs = append(ours, mine), append(theirs, peer)
-		}
-	}
-	version, err := docker.command("version", "--format", "{{.Server.Version}}").Output()
-	if err != nil {
-		return err
-	}
-	b.add("`ferry run --rm IMAGE true`, whole process", "≤ 60 ms, ≤ 0.2 × docker", ours.String(),
-		fmt.Sprintf("docker %.9s: %s, ratio %.2f", version, theirs, ours.median().Seconds()/theirs.median().Seconds()))
-	return nil
-}
 
 // dockerd is a Docker daemon in network and mount namespaces of its own, so
 // that the machine does not notice it.
@@ -100,6 +54,20 @@ func startDocker(dir string) (*dockerd, error) {
 	}
 	text, _ := os.ReadFile(in("log"))
 	return nil, errors.Join(fmt.Errorf("dockerd does not come up: %s", text), d.stop())
+}
+
+// loadFrom takes an image over from a Ferry.
+func (d *dockerd) loadFrom(m *machine.Machine, image string) error {
+	tar, err := m.Command("ferry", "save", image).Output()
+	if err != nil {
+		return err
+	}
+	load := d.command("load")
+	load.Stdin = bytes.NewReader(tar)
+	if out, err := load.CombinedOutput(); err != nil {
+		return fmt.Errorf("docker load: %w: %s", err, out)
+	}
+	return nil
 }
 
 func (d *dockerd) cgroup() string { return "/ferrybench" }

@@ -15,6 +15,7 @@ import (
 	"github.com/ferryos/ferry/internal/build"
 	"github.com/ferryos/ferry/internal/config"
 	"github.com/ferryos/ferry/internal/dockerapi"
+	"github.com/ferryos/ferry/internal/dockerconfig"
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/engine/cri"
 	"github.com/ferryos/ferry/internal/engine/network"
@@ -108,21 +109,35 @@ func newEngineParts(cfg config.Config, pool int, log *slog.Logger) (*parts, erro
 		return nil, err
 	}
 	hub := registry.New(registry.Options{Root: filepath.Join(cfg.DataDir, "registry"), Gateway: cfg.Gateway(), Port: cfg.Registry.Port, Log: log})
-	ours := func(host string) bool { return slices.Contains(hub.Hosts(), host) }
-	images := store.New(store.Options{
-		Root: filepath.Join(cfg.DataDir, "images"), Log: log, PlainHTTP: ours,
-		Credential: func(host string) (user, password string) {
-			if ours(host) {
-				return hub.Credential()
-			}
-			return "", ""
-		},
-	})
+	images := newStore(cfg, hub, log)
 	containers := engine.New(engine.Options{
 		DataDir: filepath.Join(cfg.DataDir, "engine"), RunDir: cfg.RunDir, RunnerBinary: filepath.Join(cfg.LibexecDir, "ferry-runner"),
 		CgroupParent: cfg.CgroupParent, Store: images, Network: bridge, Log: log, Runners: pool,
 	})
 	return &parts{list: []lifecycle.Component{bridge, images, containers}, engine: containers, network: bridge, store: images, registry: hub}, nil
+}
+
+// newStore makes the image store, which has the built-in registry's credential
+// and finds others where docker keeps them.
+func newStore(cfg config.Config, hub *registry.Registry, log *slog.Logger) *store.Store {
+	ours := func(host string) bool { return slices.Contains(hub.Hosts(), host) }
+	var registries []store.Registry
+	for _, r := range cfg.Registries {
+		registries = append(registries, store.Registry(r))
+	}
+	return store.New(store.Options{
+		Root: filepath.Join(cfg.DataDir, "images"), Log: log, PlainHTTP: ours, Registries: registries, HostsDir: cfg.Images.HostsDir,
+		Credential: func(host string) (user, password string) {
+			if ours(host) {
+				return hub.Credential()
+			}
+			user, password, err := dockerconfig.Credential(cfg.Images.DockerConfig, host)
+			if err != nil {
+				log.Warn("a registry's credential cannot be read", "registry", host, "error", err)
+			}
+			return user, password
+		},
+	})
 }
 
 func kubeOptions(cfg config.Config, log *slog.Logger) kube.Options {

@@ -27,7 +27,7 @@ var layers = []layer{
 
 	// The command line is a client like any other; the composition root knows every part.
 	{"cli", "build/buildclient cgroups config fault instance kube/kubeconfig term"},
-	{"app", "build config dockerapi engine engine/cri engine/network engine/store fault instance kube lifecycle logfile registry"},
+	{"app", "build config dockerapi dockerconfig engine engine/cri engine/network engine/store fault instance kube lifecycle logfile registry"},
 
 	// What others speak to us: the Docker API, BuildKit, Kubernetes, CRI, an OCI registry.
 	{"dockerapi", "dockerapi/eventlog dockerapi/volume engine engine/crilog engine/files engine/network engine/store fault lifecycle"},
@@ -54,6 +54,7 @@ var layers = []layer{
 	// Small, without a domain.
 	{"term", "fault"},
 	{"config", "fault"},
+	{"dockerconfig", ""},
 	{"lifecycle", ""},
 	{"cgroups", ""},
 	{"instance", ""},

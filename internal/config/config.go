@@ -43,6 +43,10 @@ type Config struct {
 	Network  Network  `json:"network,omitzero"`
 	API      API      `json:"api,omitzero"`
 	Registry Registry `json:"registry,omitzero"`
+	Images   Images   `json:"images,omitzero"`
+
+	// Registries are those that are not simply reached by https at the name that images give them.
+	Registries []RegistryHost `json:"registries,omitempty"`
 }
 
 // Network is the node's container network.
@@ -80,9 +84,56 @@ type Registry struct {
 	Port int `json:"port,omitempty"`
 }
 
+// Images is the image store.
+type Images struct {
+	// DockerConfig is docker's config.json with credentials of registries, and the
+	// helpers that know them, for what the daemon fetches without being given any.
+	// It need not exist.
+	DockerConfig string `json:"dockerConfig,omitempty"`
+	// HostsDir is a directory in the form of containerd's certs.d, with a hosts.toml
+	// or certificates for each registry. It is looked into for registries that
+	// registries gives no mirrors.
+	HostsDir string `json:"hostsDir,omitempty"`
+	// HighPercent is how full the disk may become before images are removed that
+	// nothing uses, those first that were not used for longest. 100 removes none.
+	HighPercent int `json:"highPercent,omitempty"`
+	// LowPercent is how full the disk is when enough were removed.
+	LowPercent int `json:"lowPercent,omitempty"`
+	// MinAge is how long an image is left alone after it was made, pulled or used,
+	// however full the disk is, such as 2h.
+	MinAge string `json:"minAge,omitempty"`
+	// MaxAge is after how long images that nothing uses are removed also while
+	// there is room, such as 720h. Empty: never.
+	MaxAge string `json:"maxAge,omitempty"`
+	// RemoveTagged is true where images that have a name may be removed too. Those
+	// without one are removed in any case.
+	RemoveTagged *bool `json:"removeTagged,omitempty"`
+}
+
+// RegistryHost is how one registry, or a mirror of one, is reached.
+type RegistryHost struct {
+	// Host is the registry as image names have it, docker.io for those without one,
+	// or a mirror's host and port.
+	Host string `json:"host"`
+	// Mirrors are the base URLs (http://host:port or https://host) that are asked
+	// before the registry itself, in this order; one that does not answer or does
+	// not have the image is passed over. They are shown no credential of the registry.
+	Mirrors []string `json:"mirrors,omitempty"`
+	// PlainHTTP is true for a registry without TLS. One on loopback needs no saying.
+	PlainHTTP bool `json:"plainHTTP,omitempty"`
+	// SkipVerify is true where any certificate will do.
+	SkipVerify bool `json:"skipVerify,omitempty"`
+	// CA is a PEM file with authorities that are trusted besides the machine's own.
+	CA string `json:"ca,omitempty"`
+	// ClientCert is a PEM file with the certificate to show, whose key is in ClientKey.
+	ClientCert string `json:"clientCert,omitempty"`
+	// ClientKey is the PEM file with the key of ClientCert.
+	ClientKey string `json:"clientKey,omitempty"`
+}
+
 // Default returns the configuration of a machine that was told nothing.
 func Default() Config {
-	yes := true
+	yes, no := true, false
 	return Config{
 		DataDir:      "/var/lib/ferry",
 		RunDir:       "/run/ferry",
@@ -97,6 +148,7 @@ func Default() Config {
 		},
 		API:      API{Port: 6443, KubeletPort: 10250, Context: "ferry"},
 		Registry: Registry{Port: 5000},
+		Images:   Images{DockerConfig: "/root/.docker/config.json", HighPercent: 85, LowPercent: 80, MinAge: "2h", RemoveTagged: &no},
 	}
 }
 
@@ -152,6 +204,9 @@ func (c *Config) complete() error {
 	}
 	if c.Network.KubeProxy == nil { // "kubeProxy:" with nothing after it
 		c.Network.KubeProxy = Default().Network.KubeProxy
+	}
+	if c.Images.RemoveTagged == nil {
+		c.Images.RemoveTagged = Default().Images.RemoveTagged
 	}
 	return nil
 }
@@ -219,6 +274,7 @@ func (c Config) validate() error {
 		}
 		seen[p.port] = p.field
 	}
+	errs = append(errs, c.Images.validate(), validateRegistries(c.Registries))
 	if c.API.Context == "" {
 		errs = append(errs, errors.New("api.context: must not be empty"))
 	}

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ferryos/ferry/internal/fault"
 )
@@ -93,6 +94,39 @@ func TestNodeName(t *testing.T) {
 	for in, want := range map[string]string{"Box_1": "box-1", "-a.": "a", "___": "ferry", "n.example": "n.example"} {
 		if got := nodeName(in); got != want {
 			t.Errorf("nodeName(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestRegistries(t *testing.T) {
+	c, err := Parse([]byte("registries:\n- host: docker.io\n  mirrors: [http://mirror.test:5000, https://other.test/hub]\n- host: mirror.test:5000\n  plainHTTP: true\n" +
+		"images: {minAge: 1m, maxAge: 48h, highPercent: 90}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(c.Registries) != 2 || len(c.Registries[0].Mirrors) != 2 || !c.Registries[1].PlainHTTP {
+		t.Errorf("%+v", c.Registries)
+	}
+	if low, high := c.Images.Ages(); low != time.Minute || high != 48*time.Hour || c.Images.HighPercent != 90 || c.Images.LowPercent != 80 {
+		t.Errorf("%+v", c.Images)
+	}
+	for text, says := range map[string]string{
+		"registries: [{host: a/b}]":                                       "host or host:port",
+		"registries: [{host: ''}]":                                        "host or host:port",
+		"registries: [{host: a}, {host: a}]":                              "twice",
+		"registries: [{host: a, mirrors: [mirror.test]}]":                 "registries[0].mirrors",
+		"registries: [{host: a, mirrors: ['https://me:pw@mirror.test']}]": "registries[0].mirrors",
+		"registries: [{host: a, clientCert: /x}]":                         "belong together",
+		"registries: [{host: a, ca: x.pem}]":                              "absolute",
+		"registries: [{host: a, plainHTTP: true, ca: /x.pem}]":            "no use",
+		"registries: [{host: a, odd: true}]":                              "odd",
+		"images: {highPercent: 50, lowPercent: 60}":                       "lowPercent",
+		"images: {minAge: tomorrow}":                                      "minAge",
+		"images: {maxAge: -1h}":                                           "maxAge",
+		"images: {hostsDir: certs.d}":                                     "hostsDir",
+	} {
+		if _, err := Parse([]byte(text)); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v, want %q", text, err, says)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"go/token"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -70,10 +71,13 @@ func TestSecondFerry(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	shared := map[string]bool{"libexecDir": true, "logLevel": true, "network.clusterDomain": true}
+	shared := func(path string) bool {
+		return slices.Contains([]string{"libexecDir", "logLevel", "network.clusterDomain"}, path) ||
+			strings.HasPrefix(path, "images.") || strings.HasPrefix(path, "registries[].")
+	}
 	theirs, ours := flat(t, a), flat(t, b)
 	for _, f := range fields(t) {
-		if same := theirs[f.path] == ours[f.path]; same != shared[f.path] {
+		if same := theirs[f.path] == ours[f.path]; same != shared(f.path) {
 			t.Errorf("%s is %q and %q", f.path, theirs[f.path], ours[f.path])
 		}
 	}
@@ -131,15 +135,22 @@ func fields(t *testing.T) []field {
 			if star, ok := kind.(*ast.StarExpr); ok {
 				kind = star.X
 			}
-			path := prefix + tag
-			if k := kind.(*ast.Ident).Name; structs[k] != nil {
+			path, list := prefix+tag, ""
+			if array, ok := kind.(*ast.ArrayType); ok {
+				kind, list = array.Elt, "list of "
+			}
+			k := kind.(*ast.Ident).Name
+			if structs[k] != nil && list != "" {
+				path += "[]"
+			}
+			if structs[k] != nil {
 				collect(path+".", k)
 			} else {
 				doc := strings.Join(strings.Fields(f.Doc.Text()), " ")
 				if doc == "" {
 					t.Errorf("%s has no comment", path)
 				}
-				out = append(out, field{path, k, doc})
+				out = append(out, field{path, list + k, doc})
 			}
 		}
 	}
@@ -200,10 +211,13 @@ func reference(t *testing.T) []byte {
 	defaults := flat(t, Default())
 	for _, f := range fields(t) {
 		value := "empty"
-		if v := defaults[f.path]; v != "" {
+		switch v := defaults[f.path]; {
+		case v != "":
 			value = "`" + v + "`"
+		case strings.HasPrefix(f.path, "registries[].") && f.kind == "bool":
+			value = "`false`"
 		}
-		kind := map[string]string{"string": "text", "int": "number", "bool": "true or false"}[f.kind]
+		kind := map[string]string{"string": "text", "int": "number", "bool": "true or false", "list of string": "list of text"}[f.kind]
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.path, kind, value, withoutName(f))
 	}
 	b.WriteString(referenceTail + indented(secondFerry))

@@ -2,7 +2,6 @@ package dockerapi
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"net/http"
 	"slices"
@@ -14,7 +13,6 @@ import (
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/jsonstream"
-	"github.com/moby/moby/api/types/registry"
 
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/engine/store"
@@ -117,12 +115,20 @@ func (s *Server) image(ctx context.Context, name string) (store.Image, error) {
 }
 
 func (s *Server) imageInspect(w http.ResponseWriter, r *http.Request, name string) error {
-	if err := checkPlatform(r); err != nil {
+	platform, err := wantedPlatform(r)
+	if err != nil {
 		return err
 	}
 	img, err := s.image(r.Context(), name)
 	if err != nil {
 		return err
+	}
+	if platform != "" {
+		names := img.Names
+		if img, err = s.opt.Engine.Images().ImageFor(r.Context(), name, platform); err != nil {
+			return err
+		}
+		img.Names = names
 	}
 	config, err := json.Marshal(img.Config)
 	if err != nil {
@@ -135,7 +141,7 @@ func (s *Server) imageInspect(w http.ResponseWriter, r *http.Request, name strin
 	// As Docker has it; the types of the client library add nothing to what is known here.
 	return writeJSON(w, http.StatusOK, map[string]any{
 		"Id": img.ID, "RepoTags": notNil(img.RepoTags()), "RepoDigests": notNil(img.RepoDigests()), "Created": img.Created.Format(time.RFC3339Nano),
-		"Architecture": img.Architecture, "Os": img.OS, "Size": img.Size, "Config": json.RawMessage(config),
+		"Architecture": img.Architecture, "Variant": img.Variant, "Os": img.OS, "Size": img.Size, "Config": json.RawMessage(config),
 		"RootFS":     image.RootFS{Type: "layers", Layers: layers},
 		"Descriptor": map[string]any{"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": img.Digest},
 	})
@@ -222,16 +228,17 @@ func (s *Server) imageSave(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) saveImages(w http.ResponseWriter, r *http.Request, names []string) error {
-	if err := checkPlatform(r); err != nil {
+	platform, err := wantedPlatform(r)
+	if err != nil {
 		return err
 	}
 	for _, name := range names { // before the answer begins
-		if _, err := s.opt.Engine.Images().Image(r.Context(), name); err != nil {
+		if _, err := s.opt.Engine.Images().ImageFor(r.Context(), name, platform); err != nil {
 			return err
 		}
 	}
 	w.Header().Set("Content-Type", "application/x-tar")
-	if err := s.opt.Engine.Images().Save(r.Context(), w, names...); err != nil {
+	if err := s.opt.Engine.Images().SaveFor(r.Context(), w, platform, names...); err != nil {
 		return err
 	}
 	for _, name := range names {
@@ -241,10 +248,11 @@ func (s *Server) saveImages(w http.ResponseWriter, r *http.Request, names []stri
 }
 
 func (s *Server) imageLoad(w http.ResponseWriter, r *http.Request) error {
-	if err := checkPlatform(r); err != nil {
+	platform, err := wantedPlatform(r)
+	if err != nil {
 		return err
 	}
-	names, err := s.opt.Engine.Images().Load(r.Context(), r.Body)
+	names, err := s.opt.Engine.Images().LoadFor(r.Context(), r.Body, platform)
 	if err != nil {
 		return err
 	}
@@ -262,75 +270,6 @@ func (s *Server) imageLoad(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-func (s *Server) imagePull(w http.ResponseWriter, r *http.Request) error {
-	if param(r, "fromSrc") != "" {
-		return unsupported("importing a file system as an image")
-	}
-	if err := checkPlatform(r); err != nil {
-		return err
-	}
-	name := param(r, "fromImage")
-	switch tag := param(r, "tag"); {
-	case strings.HasPrefix(tag, "sha256:"):
-		name += "@" + tag
-	case tag != "":
-		name += ":" + tag
-	}
-	auth, err := registryAuth(r)
-	if err != nil {
-		return err
-	}
-	img, err := s.opt.Engine.Images().Pull(r.Context(), name, auth)
-	if err != nil {
-		return err
-	}
-	s.publish(events.ImageEventType, events.ActionPull, withTag(name), map[string]string{"name": withoutTag(name)})
-	out := newMessages(w)
-	out.send(jsonstream.Message{Status: "Digest: " + img.Target})
-	out.send(jsonstream.Message{Status: "Status: Downloaded newer image for " + name})
-	return nil
-}
-
-func (s *Server) imagePush(w http.ResponseWriter, r *http.Request, name string) error {
-	if err := checkPlatform(r); err != nil {
-		return err
-	}
-	if tag := param(r, "tag"); tag != "" {
-		name += ":" + tag
-	}
-	auth, err := registryAuth(r)
-	if err != nil {
-		return err
-	}
-	digest, err := s.opt.Engine.Images().Push(r.Context(), name, auth)
-	if err != nil {
-		return err
-	}
-	s.publish(events.ImageEventType, events.ActionPush, withTag(name), map[string]string{"name": withoutTag(name)})
-	newMessages(w).send(jsonstream.Message{Status: withTag(name) + ": digest: " + digest})
-	return nil
-}
-
-// registryAuth reads the X-Registry-Auth header: JSON in URL-safe base64.
-func registryAuth(r *http.Request) (store.Auth, error) {
-	header := r.Header.Get("X-Registry-Auth")
-	if header == "" {
-		return store.Auth{}, nil
-	}
-	data, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(header, "="))
-	if err != nil {
-		return store.Auth{}, fault.New(fault.Invalid, "X-Registry-Auth: %w", err)
-	}
-	var c registry.AuthConfig
-	if err := json.Unmarshal(data, &c); err != nil {
-		return store.Auth{}, fault.New(fault.Invalid, "X-Registry-Auth: %w", err)
-	}
-	if c.IdentityToken != "" || c.RegistryToken != "" {
-		return store.Auth{}, unsupported("a registry's token as credential")
-	}
-	return store.Auth{Username: c.Username, Password: c.Password}, nil
-}
-
 // messages is Docker's stream of progress: JSON objects one after the other.
 type messages struct {
 	enc *json.Encoder
@@ -343,7 +282,7 @@ func newMessages(w http.ResponseWriter) messages {
 }
 
 // send writes one message; a client that is gone is noticed by the server.
-func (m messages) send(msg jsonstream.Message) {
+func (m messages) send(msg any) {
 	if m.enc.Encode(msg) == nil {
 		_ = m.rc.Flush()
 	}

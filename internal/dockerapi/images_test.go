@@ -293,7 +293,7 @@ func TestImagesRefused(t *testing.T) {
 		{"GET", "/images/get?names=nothing", "", 404, "no such image"},
 		{"GET", "/images/get?names=" + enginetest.Busybox + "&names=nothing", "", 404, "no such image"},
 		{"GET", "/images/get", "", 400, "no image named"},
-		{"GET", "/images/get?names=" + enginetest.Busybox + "&platform=" + `{"os":"linux","architecture":"s390x"}`, "", 501, "platform linux/s390x"},
+		{"GET", "/images/get?names=" + enginetest.Busybox + "&platform=" + `{"os":"linux","architecture":"s390x"}`, "", 404, "platform linux/s390x"},
 		{"GET", "/images/" + enginetest.Busybox + "/odd", "", 404, "does not serve"},
 		{"POST", "/images/" + enginetest.Busybox + "/odd", "", 404, "does not serve"},
 		{"GET", `/images/json?filters={"odd":["x"]}`, "", 400, `filter "odd"`},
@@ -307,10 +307,17 @@ func TestImagesRefused(t *testing.T) {
 		{"POST", "/images/load", "this is no archive, and long enough to be told from one: " + strings.Repeat("x", 1024), 400, "load images"},
 		{"POST", "/images/create", "", 400, "image name"},
 		{"POST", "/images/create?fromSrc=-", "", 501, "importing"},
-		{"POST", "/images/create?fromImage=x&platform=linux/s390x", "", 501, "platform linux/s390x"},
+		{"POST", "/images/create?fromImage=x&platform=a/b/c/d", "", 400, "platform"},
 		{"POST", "/images/create?fromImage=localhost:1/x&tag=v1", "", 503, "localhost:1/x:v1"},
 		{"POST", "/images/nothing/push?tag=v1", "", 404, "nothing:v1"},
-		{"POST", "/images/" + enginetest.Busybox + "/push?platform=linux/s390x", "", 501, "platform"},
+		{"POST", "/images/" + enginetest.Busybox + "/push?platform=linux/s390x", "", 404, "platform linux/s390x"},
+		{"GET", "/images/" + enginetest.Busybox + "/json?platform=linux/s390x", "", 404, "platform linux/s390x"},
+		{"GET", "/images/" + enginetest.Busybox + "/get?platform=linux/amd64&platform=linux/s390x", "", 501, "more than one platform"},
+		{"GET", "/images/search?term=x", "", 501, "searching"},
+		{"POST", "/auth", `{"username":"u","password":"p","serveraddress":"localhost:1"}`, 503, "localhost:1"},
+		{"POST", "/auth", "{}", 400, "no user name"},
+		{"GET", "/distribution/localhost:1/x/json", "", 503, "localhost:1"},
+		{"GET", "/distribution/x/odd", "", 404, "does not serve"},
 	} {
 		got := a.do(tt.method, tt.path, tt.body)
 		if got.status != tt.status || !strings.Contains(got.message, tt.says) {

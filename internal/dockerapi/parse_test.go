@@ -173,8 +173,8 @@ func TestRegistryAuth(t *testing.T) {
 			t.Errorf("%s: %+v, %v", empty, got, err)
 		}
 	}
-	if _, err := registryAuth(header(`{"identitytoken":"t"}`)); !fault.Is(err, fault.Unsupported) {
-		t.Errorf("token: %v", err)
+	if got, err := registryAuth(header(`{"identitytoken":"t"}`)); err != nil || got != (store.Auth{IdentityToken: "t"}) {
+		t.Errorf("token: %+v, %v", got, err)
 	}
 	for _, bad := range []string{"{", "7"} {
 		if _, err := registryAuth(header(bad)); !fault.Is(err, fault.Invalid) {

@@ -63,12 +63,16 @@ func (s *Server) routes() map[string]handlerFunc {
 		"DELETE /volumes/{volume}": s.volumeRemove,
 
 		"GET /images/json":         s.imageList,
+		"GET /images/search":       s.imageSearch,
 		"GET /images/get":          s.imageSave,
 		"POST /images/load":        s.imageLoad,
 		"POST /images/create":      s.imagePull,
 		"GET /images/{path...}":    s.imageVerb,
 		"POST /images/{path...}":   s.imageVerb,
 		"DELETE /images/{path...}": s.imageRemove,
+
+		"POST /auth":                  s.login,
+		"GET /distribution/{path...}": s.distribution,
 	}
 }
 

@@ -98,7 +98,7 @@ func (s *Service) PullImage(ctx context.Context, image *runtimeapi.ImageSpec, au
 	if err != nil {
 		return "", asStatus(err)
 	}
-	img, err := s.opt.Engine.Images().Pull(ctx, name, cred)
+	img, err := s.opt.Engine.Images().Pull(ctx, name, store.TransferOptions{Auth: cred})
 	return img.ID, asStatus(err)
 }
 

@@ -37,7 +37,11 @@ func (s *Store) ensureMaterialised(ctx context.Context, img Image) (snapshot str
 	if _, err := s.snapshotter.Stat(ctx, snapshot); err == nil {
 		return snapshot, nil
 	}
-	defer s.unpacked.lock(snapshot)()
+	unlock, err := s.unpacked.lock(ctx, snapshot)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
 	if _, err := s.snapshotter.Stat(ctx, snapshot); err == nil {
 		return snapshot, nil
 	}

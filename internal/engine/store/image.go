@@ -3,14 +3,12 @@ package store
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
@@ -31,11 +29,12 @@ type Image struct {
 	Size    int64    // bytes of manifest, configuration and layers, as stored
 	Created time.Time
 
-	Architecture, OS string
-	Config           ocispec.ImageConfig
-	History          []ocispec.History
-	DiffIDs          []digest.Digest
-	Layers           []ocispec.Descriptor
+	Architecture, OS, Variant string
+
+	Config  ocispec.ImageConfig
+	History []ocispec.History
+	DiffIDs []digest.Digest
+	Layers  []ocispec.Descriptor
 	// ArtifactType is set for what is no container image.
 	ArtifactType string
 	Annotations  map[string]string
@@ -82,7 +81,15 @@ type knownImages struct {
 	m  map[digest.Digest]Image
 }
 
-// read returns the image of a target, without names.
+// forget has an image read again, of which there may be more now.
+func (k *knownImages) forget(target digest.Digest) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.m, target)
+}
+
+// read returns the image of a target, without names: of an index the variant
+// for this machine, or another if that is not here.
 func (s *Store) read(ctx context.Context, target ocispec.Descriptor) (Image, error) {
 	s.known.mu.Lock()
 	img, ok := s.known.m[target.Digest]
@@ -90,7 +97,7 @@ func (s *Store) read(ctx context.Context, target ocispec.Descriptor) (Image, err
 	if ok {
 		return img, nil
 	}
-	img, err := s.decode(ctx, target)
+	img, err := s.decode(ctx, target, "")
 	if err != nil {
 		return img, asFault(err)
 	}
@@ -103,14 +110,26 @@ func (s *Store) read(ctx context.Context, target ocispec.Descriptor) (Image, err
 	return img, nil
 }
 
-func (s *Store) decode(ctx context.Context, target ocispec.Descriptor) (Image, error) {
+// readVariant is read for a certain platform; "" is the machine's.
+func (s *Store) readVariant(ctx context.Context, target ocispec.Descriptor, platform string) (Image, error) {
+	if platform == "" {
+		return s.read(ctx, target)
+	}
+	img, err := s.decode(ctx, target, platform)
+	return img, asFault(err)
+}
+
+func (s *Store) decode(ctx context.Context, target ocispec.Descriptor, platform string) (Image, error) {
 	blobs := s.db.ContentStore()
-	desc, err := s.manifestOf(ctx, target)
-	if err != nil {
-		return Image{}, err
+	desc := target
+	if !images.IsManifestType(target.MediaType) || platform != "" {
+		var err error
+		if desc, err = s.variant(ctx, target, platform); err != nil {
+			return Image{}, err
+		}
 	}
 	var m ocispec.Manifest
-	if err := readJSON(ctx, blobs, desc, &m); err != nil {
+	if err := readDocument(ctx, blobs, desc, maxManifest, &m); err != nil {
 		return Image{}, fmt.Errorf("manifest: %w", err)
 	}
 	img := Image{ID: m.Config.Digest.String(), Digest: desc.Digest.String(), Target: target.Digest.String(),
@@ -125,52 +144,20 @@ func (s *Store) decode(ctx context.Context, target ocispec.Descriptor) (Image, e
 		return img, nil
 	}
 	var config ocispec.Image
-	if err := readJSON(ctx, blobs, m.Config, &config); err != nil {
+	if err := readDocument(ctx, blobs, m.Config, maxConfig, &config); err != nil {
 		return Image{}, fmt.Errorf("image configuration: %w", err)
 	}
-	img.Architecture, img.OS, img.Config = config.Architecture, config.OS, config.Config
+	img.Architecture, img.OS, img.Variant, img.Config = config.Architecture, config.OS, config.Variant, config.Config
 	img.History, img.DiffIDs = config.History, config.RootFS.DiffIDs
+	for _, d := range img.DiffIDs {
+		if err := d.Validate(); err != nil {
+			return Image{}, fault.New(fault.Invalid, "image configuration %s: layer digest %q: %w", m.Config.Digest, d, err)
+		}
+	}
 	if config.Created != nil {
 		img.Created = *config.Created
 	}
 	return img, nil
-}
-
-// manifestOf returns the manifest for this platform that target is or indexes.
-func (s *Store) manifestOf(ctx context.Context, target ocispec.Descriptor) (ocispec.Descriptor, error) {
-	if images.IsManifestType(target.MediaType) {
-		return target, nil
-	}
-	var index ocispec.Index
-	if err := readJSON(ctx, s.db.ContentStore(), target, &index); err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("index: %w", err)
-	}
-	fits := slices.DeleteFunc(index.Manifests, func(d ocispec.Descriptor) bool {
-		return d.Platform != nil && !s.platform.Match(*d.Platform)
-	})
-	slices.SortStableFunc(fits, func(a, b ocispec.Descriptor) int {
-		switch {
-		case a.Platform == nil || b.Platform == nil:
-			return 0
-		case s.platform.Less(*a.Platform, *b.Platform):
-			return -1
-		case s.platform.Less(*b.Platform, *a.Platform):
-			return 1
-		}
-		return 0
-	})
-	if len(fits) == 0 {
-		return ocispec.Descriptor{}, fault.New(fault.Unsupported, "the image has no variant for this machine's platform")
-	}
-	return fits[0], nil
-}
-
-func readJSON(ctx context.Context, blobs content.Provider, desc ocispec.Descriptor, into any) error {
-	data, err := content.ReadBlob(ctx, blobs, desc)
-	if err != nil {
-		return err
-	}
-	return json.Unmarshal(data, into)
 }
 
 // Images returns all images, newest first, each once with all its names. What
@@ -230,6 +217,26 @@ func (s *Store) Image(ctx context.Context, name string) (Image, error) {
 		}
 	}
 	return s.imageByID(ctx, name)
+}
+
+// ImageFor is Image for a certain platform, OS[/ARCH[/VARIANT]], of which there
+// is a variant in the store; "" is this machine's, or another if that is all.
+func (s *Store) ImageFor(ctx context.Context, name, platform string) (Image, error) {
+	img, err := s.Image(ctx, name)
+	if err != nil || platform == "" {
+		return img, err
+	}
+	ctx = namespaced(ctx)
+	target, err := s.targetOf(ctx, img)
+	if err != nil {
+		return Image{}, err
+	}
+	variant, err := s.readVariant(ctx, target, platform)
+	if err != nil {
+		return Image{}, fmt.Errorf("image %s: %w", name, err)
+	}
+	variant.Names = img.Names
+	return variant, nil
 }
 
 // idPrefix is the fewest characters of an ID that name an image.

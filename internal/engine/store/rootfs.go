@@ -9,10 +9,8 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/containerd/v2/pkg/rootfs"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 )
 
@@ -38,6 +36,9 @@ func (s *Store) PrepareRootfs(ctx context.Context, id, image string) ([]Mount, e
 	img, err := s.Image(ctx, image)
 	if err != nil {
 		return nil, err
+	}
+	if err := s.runnable(img); err != nil {
+		return nil, fmt.Errorf("image %s: %w", image, err)
 	}
 	ctx = namespaced(ctx)
 	if err := s.ensureUnpacked(ctx, img); err != nil {
@@ -147,23 +148,12 @@ func (s *Store) ensureUnpacked(ctx context.Context, img Image) (err error) {
 	if _, err := s.snapshotter.Stat(ctx, chain); err == nil {
 		return nil
 	}
-	defer s.unpacked.lock(chain)()
 	ctx, done, err := s.withLease(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, done()) }()
-	if len(img.Layers) != len(img.DiffIDs) {
-		return fmt.Errorf("unpack %s: %d layers, but %d of them described", img.ID, len(img.Layers), len(img.DiffIDs))
-	}
-	layers := make([]rootfs.Layer, len(img.Layers))
-	for i, blob := range img.Layers {
-		layers[i] = rootfs.Layer{Blob: blob, Diff: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: img.DiffIDs[i]}}
-	}
-	if _, err := rootfs.ApplyLayers(ctx, layers, s.snapshotter, s.applier); err != nil {
-		return asFault(fmt.Errorf("unpack image %s: %w", img.ID, err))
-	}
-	return nil
+	return s.unpack(ctx, img, func(context.Context, int) error { return nil }, func(Event) {})
 }
 
 // refer has a blob keep a snapshot from garbage collection, which need not exist yet.

@@ -57,6 +57,17 @@ type Options struct {
 	// Credential returns what the store itself knows for a registry, "" for
 	// nothing. May be nil.
 	Credential func(host string) (user, password string)
+	// Registries are those that are reached otherwise than by https at their name.
+	Registries []Registry
+	// HostsDir is a directory in the form of containerd's certs.d that is looked
+	// into for registries without mirrors in Registries; "" is none.
+	HostsDir string
+	// IdleTimeout is how long a registry may be silent in the middle of an
+	// answer; a minute if it is 0.
+	IdleTimeout time.Duration
+	// RetryPause is how long a download that was cut off waits before the second
+	// try, and longer before each that follows; half a second if it is 0.
+	RetryPause time.Duration
 	Log        *slog.Logger
 }
 
@@ -69,12 +80,14 @@ type Store struct {
 	db          *metadata.DB
 	snapshotter snapshots.Snapshotter
 	overlay     snapshots.Snapshotter // beneath snapshotter
-	applier     diff.Applier
+	applier     diff.Applier          // BuildKit's; see unpack.go for the store's own way
 	images      images.Store
 	leases      leases.Manager
 
 	known    knownImages
-	unpacked keyedMutex
+	unpacked keyedMutex // by chain ID or artifact: who makes the snapshot
+	fetching keyedMutex // by digest: who downloads the blob
+	clients  clients
 	collect  collector
 }
 
@@ -159,6 +172,7 @@ func (s *Store) tmp() string { return filepath.Join(s.opt.Root, "tmp") }
 // Stop closes the store. Mounts made of it stay.
 func (s *Store) Stop(context.Context) error {
 	s.collect.stop()
+	s.clients.closeIdle()
 	return errors.Join(s.overlay.Close(), s.db.Close(), s.bolt.Close())
 }
 
@@ -223,37 +237,45 @@ func asFault(err error) error {
 	return fault.New(kind, "%w", err)
 }
 
-// keyedMutex is a mutex for each key.
+// keyedMutex is a mutex for each key. Who waits for one can give up. While one
+// is held another may be taken, of fetching after unpacked and never the other
+// way, and of layers a lower one's by who holds a higher one's only.
 type keyedMutex struct {
-	mu   sync.Mutex
+	mu   sync.Mutex // innermost
 	held map[string]*waiters
 }
 
 type waiters struct {
-	sync.Mutex
-	n int
+	free chan struct{} // holds a value while nobody holds the mutex
+	n    int
 }
 
-// lock locks key and returns its unlock.
-func (k *keyedMutex) lock(key string) func() {
+// lock locks key and returns its unlock, or the reason why ctx ended first.
+func (k *keyedMutex) lock(ctx context.Context, key string) (unlock func(), err error) {
 	k.mu.Lock()
 	w := k.held[key]
 	if w == nil {
 		if k.held == nil {
 			k.held = map[string]*waiters{}
 		}
-		w = &waiters{}
+		w = &waiters{free: make(chan struct{}, 1)}
+		w.free <- struct{}{}
 		k.held[key] = w
 	}
 	w.n++
 	k.mu.Unlock()
-	w.Lock()
-	return func() {
-		w.Unlock()
+	leave := func() {
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		if w.n--; w.n == 0 {
 			delete(k.held, key)
 		}
+	}
+	select {
+	case <-w.free:
+		return func() { w.free <- struct{}{}; leave() }, nil
+	case <-ctx.Done():
+		leave()
+		return nil, context.Cause(ctx)
 	}
 }

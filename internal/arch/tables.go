@@ -45,7 +45,8 @@ var layers = []layer{
 	{"engine", "cgroups engine/files engine/network engine/runner engine/store fault"},
 	{"engine/files", "fault"},
 	{"engine/store", "fault"},
-	{"engine/network", "fault"},
+	{"engine/network", "engine/network/names fault"},
+	{"engine/network/names", ""},
 	{"engine/runner/proc", "engine/crilog engine/runner fault logfile"},
 	{"engine/runner", "fault"},
 	{"engine/runner/runnertest", ""},
@@ -92,6 +93,7 @@ var owners = []owner{
 	{"go.etcd.io/bbolt", "engine/store build"},
 	{"github.com/opencontainers/runc github.com/opencontainers/cgroups", "engine/runner/proc"},
 	{"github.com/vishvananda/netlink github.com/mdlayher/netlink github.com/google/nftables", "engine/network"},
+	{"github.com/miekg/dns", "engine/network/names"},
 	{"github.com/moby/buildkit", "build build/buildclient"},
 	{"k8s.io go.etcd.io github.com/coredns go.uber.org/zap", "kube"},
 	{"k8s.io/api k8s.io/apimachinery k8s.io/client-go", "kube test/bench"}, // as a client

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"regexp"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/ferryos/ferry/internal/fault"
+	"github.com/vishvananda/netlink"
 )
 
 // validID are the ids that can name a lease's file.
@@ -79,25 +81,109 @@ func (n *Network) attach(ctx context.Context, id string, ports []PortMapping, o 
 	if err != nil {
 		return nil, err
 	}
-	s, err := n.takeSlot(ctx, o.Netns)
+	a = &attached{ports: held, Attachment: Attachment{ID: id, Ports: ports, Servers: o.Servers}}
+	if err = n.place(ctx, a, o); err == nil {
+		err = n.commit(a, o.Sysctls)
+	}
 	if err != nil {
 		held.close()
-		return nil, err
-	}
-	a = &attached{slot: s, ports: held, Attachment: Attachment{
-		ID:        id,
-		NetnsPath: s.path,
-		IP:        netip.PrefixFrom(s.addr, n.o.Subnet.Bits()),
-		Gateway:   n.gateway,
-		MAC:       hardwareAddr(s.addr).String(),
-		Ports:     ports,
-	}}
-	if err := n.commit(a, o.Sysctls); err != nil {
-		held.close()
-		n.doom(s)
+		if a.resolver != nil {
+			a.resolver.Close()
+		}
+		if a.slot.path != "" {
+			n.doom(a)
+		}
 		return nil, errors.Join(err, n.leases.remove(id))
 	}
 	return a, nil
+}
+
+// place gives an attachment its namespace and its endpoints. On failure a has
+// what was made of them.
+func (n *Network) place(ctx context.Context, a *attached, o AttachOptions) (err error) {
+	networks := o.Networks
+	if len(networks) == 0 {
+		networks = []EndpointSpec{{Network: DefaultNetwork}}
+	}
+	own := -1
+	seen := map[string]bool{}
+	for i, spec := range networks {
+		if seen[spec.Network] {
+			return fault.New(fault.Invalid, "the network %s is named twice", spec.Network)
+		}
+		seen[spec.Network] = true
+		if spec.Network == DefaultNetwork {
+			own = i
+		}
+	}
+	if own >= 0 {
+		if err := n.CheckEndpoint(networks[own]); err != nil {
+			return err
+		}
+		if a.slot, err = n.takeSlot(ctx, o.Netns); err != nil {
+			return err
+		}
+		e := n.ownSegment(n.bridge).endpoint(networks[own], a.slot.addr)
+		e.Interface = "eth0"
+		a.setEndpoints([]Endpoint{e})
+	}
+	if own >= 0 && len(networks) == 1 && networks[own].MAC == "" {
+		a.NetnsPath = a.slot.path
+		return nil
+	}
+	connect := func(inside *netlink.Handle) error { return n.connectAll(inside, a, networks) }
+	if own >= 0 {
+		err = inNetnsHandle(a.slot.path, connect)
+	} else {
+		a.slot = n.ownNetns(a.ID)
+		err = n.buildNetns(a.slot, o.Netns, connect)
+	}
+	a.NetnsPath = a.slot.path
+	return err
+}
+
+// connectAll makes the endpoints of an attachment whose namespace has at most
+// that of the node's own network. The calling thread is inside.
+func (n *Network) connectAll(inside *netlink.Handle, a *attached, networks []EndpointSpec) error {
+	for _, spec := range networks {
+		if spec.Network == DefaultNetwork {
+			if err := setHardwareAddr(inside, spec.MAC); err != nil {
+				return err
+			}
+			continue
+		}
+		s, e, joined, err := n.reserve(spec, netip.Addr{})
+		if err != nil {
+			return err
+		}
+		err = n.join(inside, a.slot.path, s, &e)
+		// Known to a even after a failure, for what was made must be taken away.
+		a.setEndpoints(slices.Concat(a.Endpoints, []Endpoint{e}))
+		defer joined()
+		if err != nil {
+			return err
+		}
+	}
+	return setDefaultRoute(inside, a.Endpoints)
+}
+
+// setHardwareAddr gives eth0 of a namespace from the pool another one.
+func setHardwareAddr(inside *netlink.Handle, mac string) error {
+	if mac == "" {
+		return nil
+	}
+	hw, err := net.ParseMAC(mac)
+	if err != nil {
+		return fault.New(fault.Invalid, "hardware address: %w", err)
+	}
+	link, err := inside.LinkByName("eth0")
+	if err != nil {
+		return fmt.Errorf("look up eth0: %w", err)
+	}
+	if err := inside.LinkSetHardwareAddr(link, hw); err != nil {
+		return fmt.Errorf("give eth0 the hardware address %s: %w", mac, err)
+	}
+	return nil
 }
 
 // commit makes the attachment last: settings, lease, host ports. The lease
@@ -111,6 +197,11 @@ func (n *Network) commit(a *attached, sysctls map[string]string) error {
 	}
 	if err := n.leases.save(a.Attachment); err != nil {
 		return err
+	}
+	if a.named() {
+		if err := n.startResolver(a); err != nil {
+			return err
+		}
 	}
 	if len(a.Ports) == 0 {
 		return nil
@@ -131,11 +222,13 @@ func (n *Network) commit(a *attached, sysctls map[string]string) error {
 func (n *Network) Detach(_ context.Context, id string) error {
 	n.mu.Lock()
 	a, ok := n.attached[id]
-	if !ok || !a.slot.addr.IsValid() {
+	if !ok || a.slot.path == "" {
 		n.mu.Unlock()
 		return nil
 	}
-	n.attached[id] = &attached{} // keeps the id taken until its lease is gone
+	// Keeps the id taken until its lease is gone, and its networks until its
+	// addresses are free.
+	n.attached[id] = &attached{Attachment: Attachment{Endpoints: unnamed(a.Endpoints)}}
 	n.mu.Unlock()
 	err := n.detach(a)
 	n.mu.Lock()
@@ -146,6 +239,15 @@ func (n *Network) Detach(_ context.Context, id string) error {
 	}
 	delete(n.attached, id)
 	return nil
+}
+
+// unnamed are endpoints that nobody finds by a name any more.
+func unnamed(endpoints []Endpoint) []Endpoint {
+	out := slices.Clone(endpoints)
+	for i := range out {
+		out[i].Names = nil
+	}
+	return out
 }
 
 func (n *Network) detach(a *attached) error {
@@ -165,7 +267,11 @@ func (n *Network) detach(a *attached) error {
 	if err := n.leases.remove(a.ID); err != nil {
 		return err
 	}
-	n.doom(a.slot)
+	if a.resolver != nil {
+		a.resolver.Close()
+		a.resolver = nil
+	}
+	n.doom(a)
 	return nil
 }
 
@@ -174,7 +280,7 @@ func (n *Network) Attachment(id string) (_ Attachment, ok bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	a, ok := n.attached[id]
-	if !ok || !a.slot.addr.IsValid() {
+	if !ok || a.slot.path == "" {
 		return Attachment{}, false
 	}
 	return a.copy(), true
@@ -186,23 +292,23 @@ func (n *Network) Attachments() []Attachment {
 	defer n.mu.Unlock()
 	var list []Attachment
 	for _, id := range slices.Sorted(maps.Keys(n.attached)) {
-		if a := n.attached[id]; a.slot.addr.IsValid() {
+		if a := n.attached[id]; a.slot.path != "" {
 			list = append(list, a.copy())
 		}
 	}
 	return list
 }
 
-func (a *attached) copy() Attachment {
-	c := a.Attachment
-	c.Ports = slices.Clone(c.Ports)
+func (a Attachment) copy() Attachment {
+	c := a
+	c.Ports, c.Endpoints = slices.Clone(c.Ports), slices.Clone(c.Endpoints)
 	return c
 }
 
 // Reconcile detaches every id that is not live. The engine calls it once after
 // Start, when it knows which containers have survived.
 func (n *Network) Reconcile(ctx context.Context, live map[string]bool) error {
-	errs := []error{n.acceptForwarding()}
+	errs := []error{n.acceptAllForwarding()}
 	for _, a := range n.Attachments() {
 		if !live[a.ID] {
 			errs = append(errs, n.Detach(ctx, a.ID))
@@ -261,16 +367,37 @@ const reapDelay = 250 * time.Millisecond
 // doomed is a slot to be destroyed.
 type doomed struct {
 	slot
+	links []link
 	since time.Time
+}
+
+// link is an interface beside the slot's own, and whose address it has. The
+// index tells it from a later one of the same name.
+type link struct {
+	Endpoint
+	index int
 }
 
 // doom hands a slot to the reaper, so that no caller waits for the kernel to
 // let go of the interfaces. The namespace's file is gone already or goes now.
-func (n *Network) doom(s slot) {
-	if err := removeNetns(s.path); err != nil {
-		n.o.Log.Warn("network namespace not removed", "path", s.path, "err", err) // the reaper tries again
+func (n *Network) doom(a *attached) {
+	d := doomed{slot: a.slot}
+	for _, e := range a.Endpoints {
+		if e.Address.Addr() == a.slot.addr {
+			continue
+		}
+		l, err := linkOf(n.nl, linkName(e.Address.Addr()))
+		if err != nil || l == nil { // it goes with the namespace
+			n.release(e)
+			continue
+		}
+		d.links = append(d.links, link{e, l.Attrs().Index})
 	}
-	n.doomed <- doomed{s, time.Now()}
+	if err := removeNetns(a.slot.path); err != nil {
+		n.o.Log.Warn("network namespace not removed", "path", a.slot.path, "err", err) // the reaper tries again
+	}
+	d.since = time.Now()
+	n.doomed <- d
 }
 
 // reap destroys slots until Stop, and then those that are left without delay.
@@ -280,8 +407,27 @@ func (n *Network) reap(ctx context.Context) {
 		case <-ctx.Done():
 		case <-time.After(time.Until(d.since.Add(reapDelay))):
 		}
-		if err := n.destroySlot(d.slot); err != nil {
+		errs := []error{n.destroySlot(d.slot)}
+		for _, l := range d.links {
+			errs = append(errs, n.destroyLink(l))
+		}
+		if err := errors.Join(errs...); err != nil {
 			n.o.Log.Warn("network namespace not removed", "path", d.path, "err", err)
 		}
 	}
+}
+
+// destroyLink removes an interface and gives its address back.
+func (n *Network) destroyLink(l link) error {
+	there, err := linkOf(n.nl, linkName(l.Address.Addr()))
+	if err != nil {
+		return err
+	}
+	if there != nil && there.Attrs().Index == l.index {
+		if err := n.deleteLink(there.Attrs().Name); err != nil {
+			return err
+		}
+	}
+	n.release(l.Endpoint)
+	return nil
 }

@@ -38,6 +38,9 @@ const firewallTimeout = 10 * time.Second
 //	postrouting  to outside: masquerade; from 127.0.0.0/8 or from a container to
 //	             itself by its host port: masquerade, so that the answer comes back here
 //
+// Each network that people make has rules of the same kind in these chains; an
+// internal one is cut off in forward instead of masqueraded.
+//
 // Host ports are elements of three maps, so adding one changes no rule.
 type firewall struct {
 	bridge           string
@@ -75,7 +78,7 @@ func openNftables() (*nftables.Conn, error) {
 
 // install replaces the table by one that holds the rules and the host ports of
 // the attachments, in one step: packets see the old table or the new one.
-func (f *firewall) install(attachments []Attachment) error {
+func (f *firewall) install(attachments []Attachment, networks []Definition) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	c, err := openNftables()
@@ -91,6 +94,9 @@ func (f *firewall) install(attachments []Attachment) error {
 		}
 	}
 	f.addChains(c)
+	for _, d := range networks {
+		f.addRules(c, d)
+	}
 	for _, a := range attachments {
 		if err := f.elements(a, c.SetAddElements); err != nil {
 			return err
@@ -127,15 +133,15 @@ func (f *firewall) addChains(c *nftables.Conn) {
 				inPrefix(daddrOffset, r, true), verdict(expr.VerdictDrop)))
 		}
 	}
-	if !f.services.IsValid() {
-		return
-	}
 	for _, on := range []struct {
 		name string
 		hook *nftables.ChainHook
 		dir  expr.MetaKey
 	}{{"forward", nftables.ChainHookForward, expr.MetaKeyIIFNAME}, {"local", nftables.ChainHookOutput, expr.MetaKeyOIFNAME}} {
 		chain := f.chain(c, on.name, filter, on.hook, nftables.ChainPriorityFilter)
+		if !f.services.IsValid() {
+			continue
+		}
 		f.rule(c, chain, concat(iface(on.dir, f.bridge, true), inPrefix(daddrOffset, f.services, true),
 			[]expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: icmpPortUnreachable}}))
 	}
@@ -187,7 +193,10 @@ func (f *firewall) elements(a Attachment, change func(*nftables.Set, []nftables.
 	if len(a.Ports) == 0 {
 		return nil
 	}
-	ip := a.IP.Addr()
+	ip := a.portTarget()
+	if !ip.IsValid() {
+		return nil
+	}
 	var byAddr, anyAddr []nftables.SetElement
 	for _, p := range a.Ports {
 		e := nftables.SetElement{Val: concat(word(ip.AsSlice()), port(p.ContainerPort))}
@@ -238,14 +247,18 @@ const (
 	foreignChain = "FORWARD"
 )
 
-func (f *firewall) foreignMark() []byte {
-	return userdata.AppendString(nil, userdata.TypeComment, f.table.Name)
+func (f *firewall) foreignMark(bridge string) []byte {
+	mark := f.table.Name
+	if bridge != f.bridge {
+		mark += " " + bridge
+	}
+	return userdata.AppendString(nil, userdata.TypeComment, mark)
 }
 
 // acceptInForeign makes ip filter FORWARD accept what comes from and goes to
-// the bridge, where that chain drops by policy and has no such rule yet. It
+// one of our bridges, where that chain drops by policy and has no such rule yet. It
 // reports whether our rules are there afterwards.
-func (f *firewall) acceptInForeign() (bool, error) {
+func (f *firewall) acceptInForeign(bridge string) (bool, error) {
 	c, err := openNftables()
 	if err != nil {
 		return false, kernelError(err, "open nf_tables")
@@ -258,7 +271,7 @@ func (f *firewall) acceptInForeign() (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("list rules of %s %s: %w", foreignTable, foreignChain, err)
 	}
-	if slices.ContainsFunc(rules, f.isOurs) {
+	if slices.ContainsFunc(rules, func(r *nftables.Rule) bool { return bytes.Equal(r.UserData, f.foreignMark(bridge)) }) {
 		return true, nil
 	}
 	if chain.Policy == nil || *chain.Policy != nftables.ChainPolicyDrop {
@@ -266,17 +279,18 @@ func (f *firewall) acceptInForeign() (bool, error) {
 	}
 	for _, key := range []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME} {
 		// The shape that iptables-nft itself writes, so that it can still list the chain.
-		exprs := concat(iface(key, f.bridge, true), []expr.Any{&expr.Counter{}}, verdict(expr.VerdictAccept))
-		c.InsertRule(&nftables.Rule{Table: chain.Table, Chain: chain, Exprs: exprs, UserData: f.foreignMark()})
+		exprs := concat(iface(key, bridge, true), []expr.Any{&expr.Counter{}}, verdict(expr.VerdictAccept))
+		c.InsertRule(&nftables.Rule{Table: chain.Table, Chain: chain, Exprs: exprs, UserData: f.foreignMark(bridge)})
 	}
 	if err := c.Flush(); err != nil {
-		return false, fmt.Errorf("accept %s in %s %s: %w", f.bridge, foreignTable, foreignChain, err)
+		return false, fmt.Errorf("accept %s in %s %s: %w", bridge, foreignTable, foreignChain, err)
 	}
 	return true, nil
 }
 
-// removeFromForeign takes our rules out of ip filter FORWARD. Idempotent.
-func (f *firewall) removeFromForeign() error {
+// removeFromForeign takes the rules of one of our bridges, or all of them, out
+// of ip filter FORWARD. Idempotent.
+func (f *firewall) removeFromForeign(bridge string) error {
 	c, err := openNftables()
 	if err != nil {
 		return kernelError(err, "open nf_tables")
@@ -290,7 +304,7 @@ func (f *firewall) removeFromForeign() error {
 		return fmt.Errorf("list rules of %s %s: %w", foreignTable, foreignChain, err)
 	}
 	for _, r := range rules {
-		if f.isOurs(r) {
+		if bridge == "" && f.isOurs(r) || bridge != "" && bytes.Equal(r.UserData, f.foreignMark(bridge)) {
 			if err := c.DelRule(r); err != nil {
 				return fmt.Errorf("remove our rule from %s %s: %w", foreignTable, foreignChain, err)
 			}
@@ -302,7 +316,10 @@ func (f *firewall) removeFromForeign() error {
 	return nil
 }
 
-func (f *firewall) isOurs(r *nftables.Rule) bool { return bytes.Equal(r.UserData, f.foreignMark()) }
+func (f *firewall) isOurs(r *nftables.Rule) bool {
+	mark, ok := userdata.GetString(r.UserData, userdata.TypeComment)
+	return ok && (mark == f.table.Name || strings.HasPrefix(mark, f.table.Name+" "))
+}
 
 func findForeign(c *nftables.Conn) (*nftables.Chain, error) {
 	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyIPv4)

@@ -54,7 +54,7 @@ func (l leases) load() ([]Attachment, error) {
 		path := filepath.Join(l.dir, e.Name())
 		var a Attachment
 		err := readJSON(path, &a)
-		if id, ok := strings.CutSuffix(e.Name(), leaseSuffix); err == nil && (!ok || id != a.ID || !a.IP.Addr().Is4()) {
+		if id, ok := strings.CutSuffix(e.Name(), leaseSuffix); err == nil && (!ok || id != a.ID || !a.IP.Addr().Is4() && len(a.Endpoints) == 0) {
 			err = errors.New("the content does not fit the name")
 		}
 		if err != nil {
@@ -63,6 +63,10 @@ func (l leases) load() ([]Attachment, error) {
 				return nil, fmt.Errorf("remove broken lease: %w", err)
 			}
 			continue
+		}
+		if len(a.Endpoints) == 0 { // as it was written while there was but one network
+			a.Endpoints = []Endpoint{{EndpointSpec: EndpointSpec{Network: DefaultNetwork}, ID: newID(), NetworkName: DefaultNetwork,
+				Interface: "eth0", Address: a.IP, Gateway: a.Gateway, HardwareAddr: a.MAC}}
 		}
 		all = append(all, a)
 	}

@@ -32,6 +32,9 @@ func kill(t testing.TB, n *Network) {
 	n.tasks.Wait()
 	for _, a := range n.attached {
 		a.ports.close()
+		if a.resolver != nil {
+			a.resolver.Close()
+		}
 	}
 	n.close()
 }

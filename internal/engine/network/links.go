@@ -49,168 +49,6 @@ func linkOf(h *netlink.Handle, name string) (netlink.Link, error) {
 	return link, nil
 }
 
-// ensureBridge makes the bridge, or takes over the one an earlier run made,
-// and returns its index.
-func (n *Network) ensureBridge() (int, error) {
-	link, err := n.ownBridge()
-	if err != nil {
-		return 0, err
-	}
-	if err := n.checkOverlap(link); err != nil {
-		return 0, err
-	}
-	if link == nil {
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.Alias, attrs.MTU = n.o.Bridge, bridgeAlias, n.mtu
-		// A fixed address: otherwise the bridge takes the lowest of its ports'
-		// and containers' neighbour caches go stale when one comes or goes.
-		attrs.HardwareAddr = hardwareAddr(n.gateway)
-		if err := n.nl.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
-			return 0, kernelError(err, "make bridge %s", n.o.Bridge)
-		}
-		if link, err = linkOf(n.nl, n.o.Bridge); err != nil {
-			return 0, err
-		}
-		if link == nil {
-			return 0, fmt.Errorf("bridge %s vanished", n.o.Bridge)
-		}
-		// Not every kernel takes the alias with the creation.
-		if err := n.nl.LinkSetAlias(link, bridgeAlias); err != nil {
-			return 0, fmt.Errorf("mark bridge %s: %w", n.o.Bridge, err)
-		}
-	}
-	if err := n.nl.LinkSetMTU(link, n.mtu); err != nil {
-		return 0, fmt.Errorf("set MTU of bridge %s: %w", n.o.Bridge, err)
-	}
-	if err := n.setGatewayAddress(link); err != nil {
-		return 0, err
-	}
-	if err := n.nl.LinkSetUp(link); err != nil {
-		return 0, fmt.Errorf("bring up bridge %s: %w", n.o.Bridge, err)
-	}
-	return link.Attrs().Index, n.routeServices(link.Attrs().Index)
-}
-
-// routeServices leads Services to the bridge. A proxy rewrites their addresses
-// only after a route has been found, so without this a machine with no default
-// route could not reach one, and a packet that no proxy rewrote would leave
-// for the network outside.
-func (n *Network) routeServices(bridge int) error {
-	if !n.o.Services.IsValid() {
-		return nil
-	}
-	err := n.nl.RouteReplace(&netlink.Route{
-		LinkIndex: bridge, Dst: ipNet(n.o.Services.Masked()), Src: n.gateway.AsSlice(), Scope: netlink.SCOPE_LINK,
-	})
-	if err != nil {
-		return fmt.Errorf("route Services %s to %s: %w", n.o.Services, n.o.Bridge, err)
-	}
-	return nil
-}
-
-// ownBridge returns our bridge, nil if there is none, and a conflict if the
-// name belongs to something else.
-func (n *Network) ownBridge() (netlink.Link, error) {
-	link, err := linkOf(n.nl, n.o.Bridge)
-	if err != nil || link == nil {
-		return nil, err
-	}
-	if link.Type() != "bridge" || link.Attrs().Alias != bridgeAlias {
-		return nil, fault.New(fault.Conflict, "interface %s exists and was not made by Ferry", n.o.Bridge).
-			Hint("set network.bridge to another name, or remove it with: ip link delete %s", n.o.Bridge)
-	}
-	return link, nil
-}
-
-// setGatewayAddress leaves the gateway as the bridge's only IPv4 address.
-func (n *Network) setGatewayAddress(link netlink.Link) error {
-	want := ipNet(netip.PrefixFrom(n.gateway, n.o.Subnet.Bits()))
-	have, err := dump(func() ([]netlink.Addr, error) { return n.nl.AddrList(link, netlink.FAMILY_V4) })
-	if err != nil {
-		return fmt.Errorf("list addresses of %s: %w", n.o.Bridge, err)
-	}
-	found := false
-	for _, a := range have {
-		if a.IPNet.String() == want.String() {
-			found = true
-			continue
-		}
-		if err := n.nl.AddrDel(link, &a); err != nil {
-			return fmt.Errorf("remove address %s of %s: %w", a.IPNet, n.o.Bridge, err)
-		}
-	}
-	if found {
-		return nil
-	}
-	if err := n.nl.AddrAdd(link, &netlink.Addr{IPNet: want}); err != nil {
-		return fmt.Errorf("give %s the address %s: %w", n.o.Bridge, want, err)
-	}
-	return nil
-}
-
-// checkOverlap refuses a range that the machine already reaches some other way.
-// A range that the bridge, which may be nil, has from an earlier run is not
-// looked at: containers use it, and a route that came since (a VPN's, say) must
-// hinder neither their next start nor their end.
-func (n *Network) checkOverlap(bridge netlink.Link) error {
-	routes, err := dump(func() ([]netlink.Route, error) { return n.nl.RouteList(nil, netlink.FAMILY_V4) })
-	if err != nil {
-		return fmt.Errorf("list routes: %w", err)
-	}
-	addrs, err := dump(func() ([]netlink.Addr, error) { return n.nl.AddrList(nil, netlink.FAMILY_V4) })
-	if err != nil {
-		return fmt.Errorf("list addresses: %w", err)
-	}
-	var theirs []usedRange
-	ours := map[netip.Prefix]bool{}
-	note := func(what string, dst *net.IPNet, index int) {
-		p, ok := prefix(dst)
-		switch {
-		case !ok || p.Bits() == 0:
-		case bridge != nil && index == bridge.Attrs().Index:
-			ours[p] = true
-		default:
-			theirs = append(theirs, usedRange{what, p, index})
-		}
-	}
-	for _, r := range routes {
-		note("route", r.Dst, r.LinkIndex)
-	}
-	for _, a := range addrs {
-		note("address", a.IPNet, a.LinkIndex)
-	}
-	for _, r := range []struct {
-		prefix netip.Prefix
-		field  string
-	}{{n.o.Subnet, "network.podCIDR"}, {n.o.Services, "network.serviceCIDR"}} {
-		if !r.prefix.IsValid() || ours[r.prefix.Masked()] {
-			continue
-		}
-		for _, u := range theirs {
-			if u.Overlaps(r.prefix) {
-				return fault.New(fault.Conflict, "the range %s overlaps the %s %s of %s", r.prefix, u.what, u.Prefix, n.linkLabel(u.index)).
-					Hint("set %s to a range that is not in use here", r.field)
-			}
-		}
-	}
-	return nil
-}
-
-// usedRange is a range that the machine reaches by an interface, and whether by
-// a route or an address.
-type usedRange struct {
-	what string
-	netip.Prefix
-	index int
-}
-
-func (n *Network) linkLabel(index int) string {
-	if link, err := n.nl.LinkByIndex(index); err == nil {
-		return link.Attrs().Name
-	}
-	return fmt.Sprintf("interface %d", index)
-}
-
 // outwardMTU is the MTU of the interface that the default route leaves by.
 func outwardMTU(h *netlink.Handle) (int, error) {
 	routes, err := dump(func() ([]netlink.Route, error) { return h.RouteList(nil, netlink.FAMILY_V4) })
@@ -230,14 +68,25 @@ func outwardMTU(h *netlink.Handle) (int, error) {
 	return defaultMTU, nil
 }
 
-// slot is a namespace with its address, ready for a container.
+// slot is a namespace, ready for a container.
 type slot struct {
+	// addr is its address on the node's own network, which it keeps as long as it
+	// is there; the zero Addr of one that is made for other networks.
 	addr netip.Addr
 	path string // of the namespace
 }
 
 func (n *Network) slotOf(addr netip.Addr) slot {
 	return slot{addr: addr, path: filepath.Join(n.o.NetnsDir, addr.String())}
+}
+
+// slotAt is the slot whose namespace is at path, see slotOf and ownNetns.
+func slotAt(path string) slot {
+	addr, err := netip.ParseAddr(filepath.Base(path))
+	if err != nil {
+		return slot{path: path}
+	}
+	return slot{addr: addr, path: path}
 }
 
 // makeSlot takes an address and makes its namespace, or connects an existing
@@ -255,15 +104,26 @@ func (n *Network) makeSlot(ctx context.Context, netns string) (slot, error) {
 		n.addrs.release(addr)
 		return slot{}, err
 	}
-	if err := onOwnThread(func() error { return n.buildNetns(s, netns) }); err != nil {
+	err = n.buildNetns(s, netns, func(inside *netlink.Handle) error {
+		err := n.makePair(pair{host: linkName(addr), master: n.bridge, mtu: n.mtu, inside: "eth0", mac: hardwareAddr(addr), netns: s.path})
+		if err != nil {
+			return err
+		}
+		return n.configureRouted(inside, "eth0", addr)
+	})
+	if err != nil {
 		return slot{}, fmt.Errorf("make network namespace %s: %w", s.path, errors.Join(err, n.destroySlot(s)))
 	}
 	return s, nil
 }
 
-// buildNetns moves the calling thread into a new namespace, or an existing one,
-// binds that to s.path and connects it to the bridge.
-func (n *Network) buildNetns(s slot, netns string) error {
+// buildNetns makes a namespace, or takes an existing one, binds it to s.path and
+// has connect give it interfaces, on a thread that is inside.
+func (n *Network) buildNetns(s slot, netns string, connect func(inside *netlink.Handle) error) error {
+	return onOwnThread(func() error { return n.moveToNetns(s, netns, connect) })
+}
+
+func (n *Network) moveToNetns(s slot, netns string, connect func(inside *netlink.Handle) error) error {
 	if netns != "" {
 		if err := enterNetns(netns); err != nil {
 			return err
@@ -290,27 +150,33 @@ func (n *Network) buildNetns(s slot, netns string) error {
 	if err := inside.LinkSetUp(lo); err != nil {
 		return fmt.Errorf("bring up lo: %w", err)
 	}
-	if err := n.makePair(s); err != nil {
-		return err
-	}
-	return n.configureEth0(inside, s.addr)
+	return connect(inside)
 }
 
-// makePair makes the pair of interfaces: one end on the bridge, the other as
-// eth0 in the namespace of s.
-func (n *Network) makePair(s slot) error {
-	fd, err := unix.Open(s.path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+// pair is the two interfaces that connect a namespace to a bridge.
+type pair struct {
+	host     string // name of the end on the bridge
+	master   int    // index of the bridge
+	mtu      int
+	isolated bool   // reaches the bridge itself alone, none of its other ports
+	inside   string // name of the end in the namespace
+	mac      net.HardwareAddr
+	netns    string // path of the namespace
+}
+
+func (n *Network) makePair(p pair) error {
+	fd, err := unix.Open(p.netns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("open %s: %w", s.path, err)
+		return fmt.Errorf("open %s: %w", p.netns, err)
 	}
 	defer unix.Close(fd)
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.MasterIndex, attrs.Flags = linkName(s.addr), n.mtu, n.bridge, net.FlagUp
+	attrs.Name, attrs.MTU, attrs.MasterIndex, attrs.Flags = p.host, p.mtu, p.master, net.FlagUp
 	// One queue each: the kernel would otherwise allocate one for each possible CPU.
 	attrs.NumTxQueues, attrs.NumRxQueues = 1, 1
 	veth := netlink.NewVeth(attrs)
-	veth.PeerName, veth.PeerNamespace = "eth0", netlink.NsFd(fd)
-	veth.PeerHardwareAddr = hardwareAddr(s.addr)
+	veth.PeerName, veth.PeerNamespace = p.inside, netlink.NsFd(fd)
+	veth.PeerHardwareAddr = p.mac
 	if err := n.nl.LinkAdd(veth); err != nil {
 		return kernelError(err, "make interfaces %s", attrs.Name)
 	}
@@ -320,27 +186,34 @@ func (n *Network) makePair(s slot) error {
 	if err := n.nl.LinkSetHairpin(host, true); err != nil {
 		return fmt.Errorf("set hairpin mode of %s: %w", attrs.Name, err)
 	}
+	if !p.isolated {
+		return nil
+	}
+	if err := n.nl.LinkSetIsolated(host, true); err != nil {
+		return fmt.Errorf("isolate %s: %w", attrs.Name, err)
+	}
 	return nil
 }
 
-// configureEth0 gives eth0 its /32 address and a route to everything through
-// the gateway. See the package comment for why no neighbour is on-link.
-func (n *Network) configureEth0(inside *netlink.Handle, addr netip.Addr) error {
-	eth0, err := inside.LinkByName("eth0")
+// configureRouted gives an interface on the node's own network its /32 address
+// and a route to everything through the gateway, unless there is one already.
+// See the package comment for why no neighbour is on-link.
+func (n *Network) configureRouted(inside *netlink.Handle, name string, addr netip.Addr) error {
+	link, err := inside.LinkByName(name)
 	if err != nil {
-		return fmt.Errorf("look up eth0: %w", err)
+		return fmt.Errorf("look up %s: %w", name, err)
 	}
-	if err := inside.AddrAdd(eth0, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(addr, 32))}); err != nil {
-		return fmt.Errorf("give eth0 the address %s: %w", addr, err)
+	if err := inside.AddrAdd(link, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(addr, 32))}); err != nil {
+		return fmt.Errorf("give %s the address %s: %w", name, addr, err)
 	}
-	if err := inside.LinkSetUp(eth0); err != nil {
-		return fmt.Errorf("bring up eth0: %w", err)
+	if err := inside.LinkSetUp(link); err != nil {
+		return fmt.Errorf("bring up %s: %w", name, err)
 	}
-	index, gw := eth0.Attrs().Index, ipNet(netip.PrefixFrom(n.gateway, 32))
+	index, gw := link.Attrs().Index, ipNet(netip.PrefixFrom(n.gateway, 32))
 	if err := inside.RouteAdd(&netlink.Route{LinkIndex: index, Dst: gw, Scope: netlink.SCOPE_LINK}); err != nil {
 		return fmt.Errorf("add the route to the gateway: %w", err)
 	}
-	if err := inside.RouteAdd(&netlink.Route{LinkIndex: index, Gw: gw.IP}); err != nil {
+	if err := inside.RouteAdd(&netlink.Route{LinkIndex: index, Gw: gw.IP}); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add the default route: %w", err)
 	}
 	return nil
@@ -349,7 +222,10 @@ func (n *Network) configureEth0(inside *netlink.Handle, addr netip.Addr) error {
 // destroySlot removes a slot and gives its address back. Idempotent; what
 // fails is left for the next Start to find.
 func (n *Network) destroySlot(s slot) error {
-	if err := errors.Join(removeNetns(s.path), n.deleteLink(linkName(s.addr))); err != nil {
+	if err := removeNetns(s.path); err != nil || !s.addr.IsValid() {
+		return err
+	}
+	if err := n.deleteLink(linkName(s.addr)); err != nil {
 		return err
 	}
 	n.addrs.release(s.addr)
@@ -370,52 +246,61 @@ func (n *Network) deleteLink(name string) error {
 
 // removeStrays removes every namespace and interface of ours that no lease
 // holds: the unused pool of a process that was killed.
-func (n *Network) removeStrays(keep map[netip.Addr]bool) error {
+func (n *Network) removeStrays(keep map[string]bool) error {
 	var errs []error
 	entries, err := os.ReadDir(n.o.NetnsDir)
 	if err != nil && !os.IsNotExist(err) {
 		return fmt.Errorf("list network namespaces: %w", err)
 	}
 	for _, e := range entries {
-		if addr, err := netip.ParseAddr(e.Name()); err == nil && !keep[addr] {
+		s := slotAt(filepath.Join(n.o.NetnsDir, e.Name()))
+		if keep[e.Name()] || !s.addr.IsValid() && !strings.HasPrefix(e.Name(), netnsPrefix) {
+			continue
+		}
+		errs = append(errs, removeNetns(s.path))
+		if s.addr.IsValid() {
 			// The interface by name, in case the bridge was deleted under it: it
 			// would live as long as a process is in the namespace.
-			errs = append(errs, removeNetns(filepath.Join(n.o.NetnsDir, e.Name())), n.deleteLink(linkName(addr)))
+			errs = append(errs, n.deleteLink(linkName(s.addr)))
 		}
 	}
 	links, err := dump(n.nl.LinkList)
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
 	}
-	kept := map[string]bool{}
-	for addr := range keep {
-		kept[linkName(addr)] = true
+	bridges := map[int]bool{}
+	n.mu.Lock()
+	for _, s := range n.segments {
+		if s.broken == nil {
+			bridges[s.index] = true
+		}
 	}
+	n.mu.Unlock()
 	for _, l := range links {
-		a := l.Attrs()
-		if l.Type() == "veth" && a.MasterIndex == n.bridge && strings.HasPrefix(a.Name, linkPrefix) && !kept[a.Name] {
-			errs = append(errs, n.deleteLink(a.Name))
+		if name := l.Attrs().Name; isPort(l, bridges) && !keep[name] {
+			errs = append(errs, n.deleteLink(name))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// rejoin puts the host's end of a living container back on the bridge, in case
-// the bridge was deleted under it. It reports whether the container still has one.
-func (n *Network) rejoin(addr netip.Addr) (bool, error) {
+// rejoin puts the host's end of a living container back on its network's
+// bridge, in case that was deleted under it. It reports whether the container
+// still has one.
+func (n *Network) rejoin(addr netip.Addr, s *segment) (bool, error) {
 	link, err := linkOf(n.nl, linkName(addr))
 	if err != nil || link == nil {
 		return false, err
 	}
-	if link.Attrs().MasterIndex == n.bridge {
+	if link.Attrs().MasterIndex == s.index || s.broken != nil {
 		return true, nil
 	}
-	err = errors.Join(
-		n.nl.LinkSetMasterByIndex(link, n.bridge),
-		n.nl.LinkSetHairpin(link, true),
-		n.nl.LinkSetUp(link))
-	if err != nil {
-		return false, fmt.Errorf("put %s back on %s: %w", link.Attrs().Name, n.o.Bridge, err)
+	errs := []error{n.nl.LinkSetMasterByIndex(link, s.index), n.nl.LinkSetHairpin(link, true), n.nl.LinkSetUp(link)}
+	if s.Isolated {
+		errs = append(errs, n.nl.LinkSetIsolated(link, true))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return false, fmt.Errorf("put %s back on %s: %w", link.Attrs().Name, s.Bridge, err)
 	}
 	return true, nil
 }

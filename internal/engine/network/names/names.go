@@ -197,8 +197,13 @@ func (s *Server) ask(query *dns.Msg, network, server string) (*dns.Msg, error) {
 		return nil, err
 	}
 	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	defer stop()
+	closed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { defer close(closed); conn.Close() })
+	defer func() {
+		if !stop() {
+			<-closed
+		}
+	}()
 	client := dns.Client{Net: network, Timeout: serverTimeout, UDPSize: dns.MaxMsgSize}
 	reply, _, err := client.ExchangeWithConnContext(ctx, query, &dns.Conn{Conn: conn, UDPSize: dns.MaxMsgSize})
 	if err != nil {

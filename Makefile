@@ -23,12 +23,12 @@ RUNNER_FLAGS := -s -w -linkmode external -extldflags "-static \
 # Linters, at versions that go.mod need not know.
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 ERRCHECK    := github.com/kisielk/errcheck@v1.30.0
-SCRIPTS     := .ci/run scripts/deps $(wildcard scripts/*.sh examples/*/*.sh test/*/*.sh) test/vm/guest/boot test/vm/guest/base/usr/local/sbin/ferry-vm
+SCRIPTS     := .ci/run scripts/deps scripts/clients $(wildcard scripts/*.sh examples/*/*.sh test/*/*.sh) test/vm/guest/boot test/vm/guest/base/usr/local/sbin/ferry-vm
 
 # Packages whose tests also run under the race detector: light ones with goroutines.
 RACE := ./internal/lifecycle ./internal/term ./internal/engine/crilog ./internal/engine/runner
 
-.PHONY: help build deps demo kubectl test lint unit race e2e conformance-cri test-vm bench clean install
+.PHONY: help build deps demo kubectl clients test lint unit race e2e conformance-cri test-vm bench clean install
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -66,8 +66,11 @@ unit: ## all tests
 race: ## the tests of light packages under the race detector
 	$(GO) test -race -timeout 10m $(RACE)
 
+clients: ## build Docker's own clients buildx and compose, and install docker-py: e2e drives Ferry with them
+	@scripts/clients
+
 e2e: build kubectl ## the scripts of test/e2e against the real programs; RUN=Scripts/crash for one
-	$(GO) test ./test/e2e -count=1 -timeout 30m -v -run '$(RUN)'
+	FERRY_CLIENTS="$$(scripts/clients)" $(GO) test ./test/e2e -count=1 -timeout 30m -v -run '$(RUN)'
 
 conformance-cri: deps ## run critest, the suite for container runtimes; FOCUS is a regular expression of specs, UPDATE=1 writes docs/conformance.md
 	FOCUS='$(FOCUS)' UPDATE='$(UPDATE)' scripts/conformance-cri.sh

@@ -52,7 +52,8 @@ func newParts(cfg config.Config, log *slog.Logger, progress *progress) (*parts, 
 	options.Runtime, options.Images, options.PodChanged = runtime, runtime, runtime.PodChanges
 	options.Progress = func(part string, took time.Duration) { progress.component(part, "started", took) }
 	p.cluster = kube.New(options)
-	builder := build.New(build.Options{Root: filepath.Join(cfg.DataDir, "images", "build"), PlainHTTP: p.registry.Hosts(), Engine: p.engine, Log: log})
+	builder := build.New(build.Options{Root: filepath.Join(cfg.DataDir, "images", "build"),
+		Credential: p.ownCredential, Gateway: cfg.Gateway(), Engine: p.engine, Log: log})
 	p.list = append(p.list,
 		lifecycle.Func{Label: "bundled images", OnStart: func(ctx context.Context) error {
 			return p.store.LoadBundled(ctx, filepath.Join(cfg.LibexecDir, "images"))
@@ -115,6 +116,14 @@ func newEngineParts(cfg config.Config, pool int, log *slog.Logger) (*parts, erro
 		CgroupParent: cfg.CgroupParent, Store: images, Network: bridge, Log: log, Runners: pool,
 	})
 	return &parts{list: []lifecycle.Component{bridge, images, containers}, engine: containers, network: bridge, store: images, registry: hub}, nil
+}
+
+// ownCredential is the credential of the built-in registry; none for others.
+func (p *parts) ownCredential(host string) (user, password string) {
+	if slices.Contains(p.registry.Hosts(), host) {
+		return p.registry.Credential()
+	}
+	return "", ""
 }
 
 // newStore makes the image store, which has the built-in registry's credential

@@ -30,7 +30,7 @@ var layers = []layer{
 	{"app", "build config dockerapi dockerconfig engine engine/cri engine/network engine/store fault instance kube lifecycle logfile registry"},
 
 	// What others speak to us: the Docker API, BuildKit, Kubernetes, CRI, an OCI registry.
-	{"dockerapi", "dockerapi/eventlog dockerapi/volume engine engine/crilog engine/files engine/network engine/store fault lifecycle"},
+	{"dockerapi", "build dockerapi/eventlog dockerapi/volume engine engine/crilog engine/files engine/network engine/store fault lifecycle"},
 	{"dockerapi/eventlog", ""},
 	{"dockerapi/volume", "fault"},
 	{"build", "engine engine/store fault"},
@@ -100,11 +100,11 @@ var owners = []owner{
 	{"k8s.io/cri-api", "kube engine/cri"},
 	{"k8s.io/cri-client k8s.io/cri-streaming k8s.io/utils", "engine/cri"},
 	{"github.com/distribution/distribution", "registry"},
-	{"github.com/moby/moby/api", "dockerapi dockerapi/eventlog cli"},
+	{"github.com/moby/moby/api", "dockerapi dockerapi/eventlog cli build"},
 	{"github.com/moby/moby/client", "cli dockerapi"}, // dockerapi in its tests
 	{"github.com/spf13/cobra", "cli runtimes/mlp/command"},
 	{"golang.org/x/term", "term"},
-	{"github.com/sirupsen/logrus", "app engine/runner/proc"}, // to quieten what uses it
+	{"github.com/sirupsen/logrus", "app build engine/runner/proc"}, // to quieten what uses it, in tests of build
 	{"google.golang.org/grpc", "build engine/cri kube runtimes/mlp/oip runtimes/mlp/serve"},
 	{"github.com/prometheus", "runtimes/mlp/serve"},
 	{"gonum.org", "runtimes/mlp/nn"},

@@ -14,21 +14,27 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 
 	"github.com/moby/buildkit/cache/remotecache"
 	"github.com/moby/buildkit/cache/remotecache/inline"
+	localcache "github.com/moby/buildkit/cache/remotecache/local"
+	registrycache "github.com/moby/buildkit/cache/remotecache/registry"
+	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/control"
-	"github.com/moby/buildkit/exporter"
-	"github.com/moby/buildkit/frontend"
 	dockerfile "github.com/moby/buildkit/frontend/dockerfile/builder"
 	"github.com/moby/buildkit/frontend/gateway"
 	"github.com/moby/buildkit/frontend/gateway/forwarder"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/bboltcachestorage"
+	"github.com/moby/buildkit/util/entitlements"
+	"github.com/moby/buildkit/util/grpcerrors"
+	"github.com/moby/buildkit/version"
 	"github.com/moby/buildkit/worker"
 	"github.com/moby/buildkit/worker/base"
 	bolt "go.etcd.io/bbolt"
@@ -40,18 +46,22 @@ import (
 
 // Options are what a Builder is made from.
 type Options struct {
-	Root      string   // cache metadata and history
-	PlainHTTP []string // registries ("host:port") spoken to without TLS
-	Engine    *engine.Engine
-	Log       *slog.Logger
+	Root string // cache metadata and history
+	// Credential is what is shown to a registry whoever builds, "" for none; may be nil.
+	Credential func(host string) (user, password string)
+	Gateway    netip.Addr // this machine's address in the network of a build's steps
+	Engine     *engine.Engine
+	Log        *slog.Logger
 }
 
 // Builder is BuildKit, a lifecycle.Component and dockerapi's Builder. It costs
 // nothing before the first build.
 type Builder struct {
-	opt  Options
-	once sync.Mutex
-	kit  *kit // nil before the first build; once guards it
+	opt     Options
+	running runningBuilds
+	onNamed func(ctx context.Context, name string) // may be nil
+	once    sync.Mutex
+	kit     *kit // nil before the first build; once guards it
 }
 
 // kit is a running BuildKit.
@@ -61,10 +71,23 @@ type kit struct {
 	server     *grpc.Server
 	databases  []interface{ Close() error }
 	stopping   chan struct{}
+
+	// background runs f on a goroutine; its context ends at stop, which waits for it.
+	background func(f func(context.Context))
+	cancel     context.CancelFunc
+	work       sync.WaitGroup
+	local      *pipes // leads to server, for clients in this process
 }
+
+// cacheFile is the solver's database below Options.Root.
+const cacheFile = "cache.db"
 
 // New returns a Builder.
 func New(opt Options) *Builder { return &Builder{opt: opt} }
+
+// OnNamed has f called whenever a build has given an image a name. It is called
+// before the first build, if at all.
+func (b *Builder) OnNamed(f func(ctx context.Context, name string)) { b.onNamed = f }
 
 // Name implements lifecycle.Component.
 func (b *Builder) Name() string { return "builder" }
@@ -79,13 +102,16 @@ func (b *Builder) Stop(context.Context) error {
 	if b.kit == nil {
 		return nil
 	}
-	close(b.kit.stopping)
-	b.kit.server.Stop()
-	errs := []error{b.kit.controller.Close()}
-	for _, db := range b.kit.databases {
+	k := b.kit
+	b.kit = nil
+	close(k.stopping)
+	k.cancel()
+	k.server.Stop()
+	k.work.Wait()
+	errs := []error{k.controller.Close()}
+	for _, db := range k.databases {
 		errs = append(errs, db.Close())
 	}
-	b.kit = nil
 	return errors.Join(errs...)
 }
 
@@ -123,11 +149,26 @@ func (b *Builder) start(ctx context.Context) (*kit, error) {
 	return k, err
 }
 
+// tellVersion has BuildKit say what version of it is linked in: its own build
+// does so with flags of the linker.
+var tellVersion = sync.OnceFunc(func() {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return
+	}
+	for _, m := range info.Deps {
+		if m.Path == version.Package {
+			version.Version = m.Version
+		}
+	}
+})
+
 func (b *Builder) newKit(ctx context.Context) (_ *kit, err error) {
+	tellVersion()
 	if err := os.MkdirAll(b.opt.Root, 0o700); err != nil {
 		return nil, err
 	}
-	k := &kit{stopping: make(chan struct{})}
+	k := &kit{stopping: make(chan struct{}), local: newPipes()}
 	defer func() {
 		if err != nil {
 			for _, db := range k.databases {
@@ -138,7 +179,7 @@ func (b *Builder) newKit(ctx context.Context) (_ *kit, err error) {
 	if k.sessions, err = session.NewManager(); err != nil {
 		return nil, err
 	}
-	opt, err := b.workerOptions(k)
+	opt, err := b.workerOptions(ctx, k)
 	if err != nil {
 		return nil, err
 	}
@@ -154,7 +195,7 @@ func (b *Builder) newKit(ctx context.Context) (_ *kit, err error) {
 	if err != nil {
 		return nil, err
 	}
-	cache, err := bboltcachestorage.NewStore(filepath.Join(b.opt.Root, "cache.db"))
+	cache, err := bboltcachestorage.NewStore(filepath.Join(b.opt.Root, cacheFile))
 	if err != nil {
 		return nil, err
 	}
@@ -166,31 +207,53 @@ func (b *Builder) newKit(ctx context.Context) (_ *kit, err error) {
 	k.databases = append(k.databases, history)
 	k.controller, err = control.NewController(control.Opt{
 		SessionManager: k.sessions, WorkerController: workers,
-		Frontends: map[string]frontend.Frontend{
-			"dockerfile.v0": forwarder.NewGatewayForwarder(workers.Infos(), dockerfile.Build), "gateway.v0": gatewayFrontend},
-		ResolveCacheExporterFuncs: map[string]remotecache.ResolveCacheExporterFunc{"inline": inline.ResolveCacheExporterFunc()},
-		CacheManager:              solver.NewCacheManager(ctx, "local", cache, worker.NewCacheResultStorage(workers)),
-		MeterProvider:             noop.NewMeterProvider(), HistoryDB: history, CacheStore: cache,
+		Frontends: frontends(gatewayFrontend, forwarder.NewGatewayForwarder(workers.Infos(), dockerfile.Build)),
+		ResolveCacheExporterFuncs: map[string]remotecache.ResolveCacheExporterFunc{
+			"inline":   inline.ResolveCacheExporterFunc(),
+			"local":    localcache.ResolveCacheExporterFunc(k.sessions),
+			"registry": registrycache.ResolveCacheExporterFunc(k.sessions, opt.RegistryHosts)},
+		ResolveCacheImporterFuncs: map[string]remotecache.ResolveCacheImporterFunc{
+			"local":    localcache.ResolveCacheImporterFunc(k.sessions),
+			"registry": registrycache.ResolveCacheImporterFunc(k.sessions, w.ContentStore(), opt.RegistryHosts)},
+		CacheManager:  solver.NewCacheManager(ctx, "local", cache, worker.NewCacheResultStorage(workers)),
+		Entitlements:  []string{string(entitlements.EntitlementNetworkHost)},
+		MeterProvider: noop.NewMeterProvider(), HistoryDB: history, CacheStore: cache,
 		LeaseManager: w.LeaseManager(), ContentStore: w.ContentStore(), GarbageCollect: w.GarbageCollect, GracefulStop: k.stopping,
 	})
 	if err != nil {
 		return nil, err
 	}
-	k.server = grpc.NewServer()
+	k.server = grpc.NewServer(grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor), grpc.ChainStreamInterceptor(grpcerrors.StreamServerInterceptor))
 	k.controller.Register(k.server)
+	base, cancel := context.WithCancel(ctx)
+	k.cancel = cancel
+	k.background = func(f func(context.Context)) { k.work.Go(func() { f(base) }) }
+	k.background(func(context.Context) {
+		if err := k.server.Serve(k.local); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+			b.opt.Log.Error("BuildKit stopped serving", "error", err)
+		}
+	})
 	return k, nil
 }
 
-// imageWorker is BuildKit's worker that knows Docker's own exporter, "moby",
-// which buildx asks for: an image in the daemon's store.
-type imageWorker struct{ *base.Worker }
-
-// Exporter implements worker.Worker.
-func (w imageWorker) Exporter(name string, sm *session.Manager) (exporter.Exporter, error) {
-	if name == "moby" {
-		name = "image"
+// client returns BuildKit's client on the BuildKit of this process, starting it
+// the first time.
+func (b *Builder) client(ctx context.Context) (*client.Client, *kit, error) {
+	k, err := b.start(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("start BuildKit: %w", err)
 	}
-	return w.Worker.Exporter(name, sm)
+	c, err := client.New(ctx, "", client.WithContextDialer(k.local.dial))
+	return c, k, err
+}
+
+// dialSession is a session.Dialer of sessions in this process.
+func (k *kit) dialSession(_ context.Context, _ string, meta map[string][]string) (net.Conn, error) {
+	ours, theirs := net.Pipe()
+	k.background(func(ctx context.Context) {
+		_ = k.sessions.HandleConn(ctx, theirs, meta) // says only how the session ended, which its owner knows
+	})
+	return ours, nil
 }
 
 // hijacker gives a wrapped ResponseWriter the method that BuildKit looks for.

@@ -165,6 +165,9 @@ func (engineNetwork) Close() error                                   { return ni
 
 // prepare mounts the step's root and computes its spec; release undoes it.
 func (x *engineExecutor) prepare(ctx context.Context, id string, root executor.Mount, mounts []executor.Mount, meta executor.Meta) (_ *specs.Spec, release func(), err error) {
+	if meta.CgroupParent != "" {
+		return nil, nil, fault.New(fault.Unsupported, "the cgroup's parent cannot be chosen (%s)", meta.CgroupParent)
+	}
 	var undo []func()
 	all := func() {
 		for _, f := range slices.Backward(undo) {

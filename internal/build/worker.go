@@ -2,12 +2,15 @@ package build
 
 import (
 	"context"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/diff/apply"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/pkg/gc"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/diff/walking"
@@ -19,9 +22,8 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/leaseutil"
 	"github.com/moby/buildkit/util/network"
-	"github.com/moby/buildkit/util/resolver"
-	resolverconfig "github.com/moby/buildkit/util/resolver/config"
 	"github.com/moby/buildkit/worker/base"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
@@ -30,7 +32,7 @@ import (
 )
 
 // workerOptions plugs the image store and the engine into BuildKit's worker.
-func (b *Builder) workerOptions(k *kit) (base.WorkerOpt, error) {
+func (b *Builder) workerOptions(ctx context.Context, k *kit) (base.WorkerOpt, error) {
 	root := filepath.Join(b.opt.Root, "worker")
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return base.WorkerOpt{}, err
@@ -46,13 +48,8 @@ func (b *Builder) workerOptions(k *kit) (base.WorkerOpt, error) {
 	k.databases = append(k.databases, meta)
 	s := b.opt.Engine.Images()
 	blobs := containerdsnapshot.NewContentStore(s.ContentStore(), store.Namespace)
-	registries := map[string]resolverconfig.RegistryConfig{}
-	plain := true
-	for _, host := range b.opt.PlainHTTP {
-		registries[host] = resolverconfig.RegistryConfig{PlainHTTP: &plain}
-	}
 	return base.WorkerOpt{
-		ID: id, Root: root, MetadataStore: meta, Platforms: []ocispec.Platform{platforms.Normalize(platforms.DefaultSpec())},
+		ID: id, Root: root, MetadataStore: meta, Labels: map[string]string{snapshotterLabel: store.SnapshotterName, gatewayLabel: b.opt.Gateway.String()}, Platforms: []ocispec.Platform{platforms.Normalize(platforms.DefaultSpec())},
 		// Networks are the executor's business; BuildKit only asks which modes there are.
 		NetworkProviders: map[pb.NetMode]network.Provider{pb.NetMode_UNSET: network.NewNoneProvider(),
 			pb.NetMode_NONE: network.NewNoneProvider(), pb.NetMode_HOST: network.NewHostProvider()},
@@ -61,13 +58,38 @@ func (b *Builder) workerOptions(k *kit) (base.WorkerOpt, error) {
 		ContentStore:   blobs,
 		Applier:        apply.NewFileSystemApplier(blobs),
 		Differ:         walking.NewWalkingDiff(blobs),
-		ImageStore:     namedImages{s.ImageStore()},
+		ImageStore:     namedImages{s.ImageStore(), s, b.onNamed},
 		LeaseManager:   leaseutil.WithNamespace(s.Leases(), store.Namespace),
 		GCPolicy:       cachePolicy(root),
-		RegistryHosts:  resolver.NewRegistryConfig(registries),
+		RegistryHosts:  b.registries(ctx),
 		MountPoolRoot:  filepath.Join(root, "cachemounts"),
 		GarbageCollect: func(ctx context.Context) (gc.Stats, error) { return nil, s.GC(ctx) },
 	}, nil
+}
+
+// registries says how registries are spoken to: as the store does, but for the
+// credentials, which are the client's. One of the daemon's own goes with each request.
+func (b *Builder) registries(ctx context.Context) docker.RegistryHosts {
+	hosts := b.opt.Engine.Images().Hosts(ctx, store.Auth{})
+	if b.opt.Credential == nil {
+		return hosts
+	}
+	return func(host string) ([]docker.RegistryHost, error) {
+		list, err := hosts(host)
+		user, password := b.opt.Credential(host)
+		if err != nil || user == "" {
+			return list, err
+		}
+		for i := range list {
+			if list[i].Host != host {
+				continue // a mirror is not to see it
+			}
+			r := http.Request{Header: http.Header{}}
+			r.SetBasicAuth(user, password)
+			list[i].Header = r.Header
+		}
+		return list, nil
+	}
 }
 
 // cachePolicy is what of the build cache is kept: contexts and cache mounts for
@@ -89,7 +111,11 @@ func cachePolicy(root string) []client.PruneInfo {
 
 // namedImages is the image store for BuildKit, whose calls do not carry the
 // metadata namespace and whose names may be short, as the client wrote them.
-type namedImages struct{ images.Store }
+type namedImages struct {
+	images.Store
+	all     *store.Store
+	onNamed func(ctx context.Context, name string)
+}
 
 func named(ctx context.Context) context.Context {
 	return namespaces.WithNamespace(ctx, store.Namespace)
@@ -97,6 +123,9 @@ func named(ctx context.Context) context.Context {
 
 // full is a name as the store keeps it: docker.io/library/app:latest for app.
 func full(name string) (string, error) {
+	if digest, nameless := strings.CutPrefix(name, danglingPrefix+"@"); nameless {
+		return digest, nil
+	}
 	ref, err := reference.ParseDockerRef(name)
 	if err != nil {
 		return "", fault.New(fault.Invalid, "image name %q: %w", name, err)
@@ -124,16 +153,39 @@ func (n namedImages) Create(ctx context.Context, img images.Image) (images.Image
 	if img.Name, err = full(img.Name); err != nil {
 		return images.Image{}, err
 	}
-	return n.Store.Create(named(ctx), img)
+	created, err := n.Store.Create(named(ctx), img)
+	n.tell(ctx, img.Name, err)
+	return created, err
 }
 
-// Update implements images.Store.
+// tell says that a build has given an image a name.
+func (n namedImages) tell(ctx context.Context, name string, err error) {
+	if err != nil || n.onNamed == nil {
+		return
+	}
+	if _, err := digest.Parse(name); err == nil {
+		return // for want of a name
+	}
+	if ref, err := reference.ParseNormalizedNamed(name); err == nil {
+		n.onNamed(ctx, reference.FamiliarString(ref))
+	}
+}
+
+// Update implements images.Store. The image that had the name stays, without it.
 func (n namedImages) Update(ctx context.Context, img images.Image, fields ...string) (images.Image, error) {
 	var err error
 	if img.Name, err = full(img.Name); err != nil {
 		return images.Image{}, err
 	}
-	return n.Store.Update(named(ctx), img, fields...)
+	ctx = named(ctx)
+	if old, err := n.Store.Get(ctx, img.Name); err == nil && old.Target.Digest != img.Target.Digest {
+		if err := n.all.KeepUnnamed(ctx, img.Name, old.Target, img.Target); err != nil {
+			return images.Image{}, err
+		}
+	}
+	updated, err := n.Store.Update(ctx, img, fields...)
+	n.tell(ctx, img.Name, err)
+	return updated, err
 }
 
 // Delete implements images.Store.

@@ -5,7 +5,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 
+	"github.com/ferryos/ferry/internal/build"
 	"github.com/ferryos/ferry/internal/fault"
 )
 
@@ -39,6 +41,49 @@ type buffered struct {
 }
 
 func (b buffered) Read(p []byte) (int, error) { return b.r.Read(p) }
+
+// build answers the build of clients that do not speak BuildKit's protocol.
+func (s *Server) build(w http.ResponseWriter, r *http.Request) error {
+	if s.opt.Builder == nil {
+		return errNoBuilder
+	}
+	return s.opt.Builder.ServeBuild(w, r)
+}
+
+func (s *Server) buildCancel(w http.ResponseWriter, r *http.Request) error {
+	if s.opt.Builder == nil {
+		return errNoBuilder
+	}
+	if err := s.opt.Builder.CancelBuild(param(r, "id")); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *Server) buildPrune(w http.ResponseWriter, r *http.Request) error {
+	if s.opt.Builder == nil {
+		return errNoBuilder
+	}
+	filters, err := parseFilters(r, build.CacheFilters...)
+	if err != nil {
+		return err
+	}
+	p := build.Prune{All: flag(r, "all"), Filters: filters}
+	for name, to := range map[string]*int64{"keep-storage": &p.ReservedSpace, "reserved-space": &p.ReservedSpace,
+		"max-used-space": &p.MaxUsedSpace, "min-free-space": &p.MinFreeSpace} {
+		if text := param(r, name); text != "" {
+			if *to, err = strconv.ParseInt(text, 10, 64); err != nil || *to < 0 {
+				return fault.New(fault.Invalid, "prune: %s=%s is no number of bytes", name, text)
+			}
+		}
+	}
+	report, err := s.opt.Builder.PruneCache(r.Context(), p)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, report)
+}
 
 func (s *Server) session(w http.ResponseWriter, r *http.Request) error {
 	if s.opt.Builder == nil {

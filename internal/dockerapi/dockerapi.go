@@ -25,6 +25,10 @@ import (
 	"sync"
 	"time"
 
+	apibuild "github.com/moby/moby/api/types/build"
+	"github.com/moby/moby/api/types/events"
+
+	"github.com/ferryos/ferry/internal/build"
 	"github.com/ferryos/ferry/internal/dockerapi/eventlog"
 	"github.com/ferryos/ferry/internal/dockerapi/volume"
 	"github.com/ferryos/ferry/internal/engine"
@@ -38,18 +42,28 @@ const (
 	minAPIVersion = "1.40"
 )
 
-// Builder is the BuildKit behind the /grpc and /session endpoints.
+// Builder is the BuildKit behind the endpoints that build.
 type Builder interface {
 	// ServeGRPC serves BuildKit's control API by HTTP/2 on conn until it ends or ctx is done.
 	ServeGRPC(ctx context.Context, conn net.Conn)
 	// ServeSession takes the request over as a build session and returns at its end.
 	ServeSession(w http.ResponseWriter, r *http.Request) error
+	// ServeBuild builds what a POST /build asks for and answers it. The build ends with the request.
+	ServeBuild(w http.ResponseWriter, r *http.Request) error
+	// CancelBuild ends the build of ServeBuild whose client gave it this ID, if it runs.
+	CancelBuild(id string) error
+	// CacheUsage lists the build cache.
+	CacheUsage(ctx context.Context) ([]apibuild.CacheRecord, error)
+	// PruneCache removes of the build cache what it is told and nothing uses.
+	PruneCache(ctx context.Context, p build.Prune) (apibuild.CachePruneReport, error)
+	// OnNamed has f called whenever a build has given an image a name. Call it before the first build.
+	OnNamed(f func(ctx context.Context, name string))
 }
 
 // Options are what a Server is made from; all but Builder are needed.
 type Options struct {
 	Engine  *engine.Engine
-	Builder Builder // nil: /grpc and /session answer 501
+	Builder Builder // nil: what builds answers 501
 	Socket  string  // path of the unix socket; its directory is made if missing
 	LogDir  string  // where containers' logs are kept, <LogDir>/<pod>/0.log
 	Root    string  // shown by /info as DockerRootDir; volumes are kept in it
@@ -99,6 +113,9 @@ func (s *Server) Start(ctx context.Context) error {
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	s.cancel = cancel
 	s.background = func(f func(context.Context)) { s.work.Go(func() { f(base) }) }
+	if s.opt.Builder != nil {
+		s.opt.Builder.OnNamed(func(ctx context.Context, name string) { s.publishImage(ctx, events.ActionTag, name) })
+	}
 	s.http = &http.Server{
 		Handler:           s.handler(),
 		BaseContext:       func(net.Listener) context.Context { return base },

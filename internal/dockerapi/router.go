@@ -34,6 +34,10 @@ func (s *Server) routes() map[string]handlerFunc {
 		"POST /grpc":    s.grpc,
 		"POST /session": s.session,
 
+		"POST /build":        s.build,
+		"POST /build/prune":  s.buildPrune,
+		"POST /build/cancel": s.buildCancel,
+
 		"GET /containers/json":          s.containerList,
 		"POST /containers/create":       s.containerCreate,
 		"POST /containers/prune":        s.containerPrune,

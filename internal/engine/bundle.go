@@ -91,9 +91,13 @@ func (e *Engine) RunBundle(ctx context.Context, b Bundle, streams Streams) (code
 	}
 	e.bundles.set(b.ID, client)
 	spec := e.bundleSpec(b, attached.NetnsPath)
-	pid, err := client.Create(ctx, runner.CreateRequest{ID: b.ID, Spec: spec, TTY: b.TTY, Stdin: streams.Stdin != nil, StdinOnce: true})
+	// Not to be cancelled half-way: who gave up waiting would not know what to take away.
+	pid, err := client.Create(end, runner.CreateRequest{ID: b.ID, Spec: spec, TTY: b.TTY, Stdin: streams.Stdin != nil, StdinOnce: true})
 	if err != nil {
 		return 0, fmt.Errorf("run %s: %w", b.ID, err)
+	}
+	if ctx.Err() != nil {
+		return 0, fmt.Errorf("run %s: %w", b.ID, errors.Join(ctx.Err(), client.Delete(end, b.ID, true)))
 	}
 	return e.runAttached(ctx, client, b, pid, streams)
 }

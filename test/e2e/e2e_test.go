@@ -24,7 +24,11 @@ import (
 	"github.com/ferryos/ferry/test/machine"
 )
 
-var bin = flag.String("bin", "../../bin", "directory of the programs under test")
+var (
+	bin = flag.String("bin", "../../bin", "directory of the programs under test")
+	// clients is where scripts/clients has put Docker's plugins.
+	clients = flag.String("clients", os.Getenv("FERRY_CLIENTS"), "directory of docker's plugins buildx and compose")
+)
 
 // key finds a script's machine in its environment's values.
 type key struct{}
@@ -33,8 +37,15 @@ func TestScripts(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it runs containers")
 	}
+	var needed []string
 	for _, name := range []string{"ferry", "ferryd", "ferry-runner", "kubectl", "images/mlp.tar"} {
-		if _, err := os.Stat(filepath.Join(*bin, name)); err != nil {
+		needed = append(needed, filepath.Join(*bin, name))
+	}
+	for _, name := range []string{"docker-buildx", "docker-compose"} {
+		needed = append(needed, filepath.Join(*clients, name))
+	}
+	for _, path := range needed {
+		if _, err := os.Stat(path); err != nil {
 			t.Fatalf("%v: run `make e2e`", err)
 		}
 	}
@@ -72,6 +83,15 @@ func setUp(env *testscript.Env) error {
 		}
 	})
 	env.Vars = append(append(env.Vars, m.Env()...), fmt.Sprintf("MINUTE=%ds", 60*patience()))
+	plugins := filepath.Join(m.Dir, ".docker", "cli-plugins")
+	if err := os.MkdirAll(plugins, 0o755); err != nil {
+		return err
+	}
+	for _, name := range []string{"docker-buildx", "docker-compose"} {
+		if err := os.Symlink(filepath.Join(*clients, name), filepath.Join(plugins, name)); err != nil {
+			return err
+		}
+	}
 	if err := exec.Command("cp", "-r", "../../examples", env.WorkDir).Run(); err != nil {
 		return err
 	}

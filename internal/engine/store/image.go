@@ -330,7 +330,7 @@ func (s *Store) setName(ctx context.Context, ref string, target ocispec.Descript
 	case old.Target.Digest == target.Digest:
 		return nil
 	default:
-		if err := s.keepUnnamed(ctx, ref, old.Target); err != nil {
+		if err := s.KeepUnnamed(ctx, ref, old.Target, target); err != nil {
 			return err
 		}
 	}
@@ -338,8 +338,16 @@ func (s *Store) setName(ctx context.Context, ref string, target ocispec.Descript
 	return err
 }
 
-// keepUnnamed names target by its digest unless a name besides except has it.
-func (s *Store) keepUnnamed(ctx context.Context, except string, target ocispec.Descriptor) error {
+// KeepUnnamed names target, which loses the name except to successor, by its
+// digest, unless it has another name or is the same image: one that was built
+// again differs in what is said about it alone.
+func (s *Store) KeepUnnamed(ctx context.Context, except string, target, successor ocispec.Descriptor) error {
+	ctx = namespaced(ctx)
+	was, wasErr := s.read(ctx, target)
+	is, isErr := s.read(ctx, successor)
+	if wasErr == nil && isErr == nil && was.ID == is.ID {
+		return nil
+	}
 	records, err := s.images.List(ctx, "target.digest=="+target.Digest.String())
 	if err != nil {
 		return err

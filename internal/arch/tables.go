@@ -16,6 +16,7 @@ type layer struct{ pkg, imports string }
 var layers = []layer{
 	// The real programs, run as a person would; nothing of the module is linked in.
 	{"test/e2e", ""},
+	{"test/chaos", "test/machine"},
 	{"test/bench", "test/machine"},
 	{"test/machine", ""},
 	{"test/vm", ""},
@@ -97,15 +98,15 @@ var owners = []owner{
 	{"github.com/moby/buildkit", "build build/buildclient"},
 	{"k8s.io go.etcd.io github.com/coredns go.uber.org/zap", "kube"},
 	{"k8s.io/api k8s.io/apimachinery k8s.io/client-go", "kube test/bench"}, // as a client
-	{"k8s.io/cri-api", "kube engine/cri"},
+	{"k8s.io/cri-api", "kube engine/cri test/bench"},
 	{"k8s.io/cri-client k8s.io/cri-streaming k8s.io/utils", "engine/cri"},
 	{"github.com/distribution/distribution", "registry"},
-	{"github.com/moby/moby/api", "dockerapi dockerapi/eventlog cli build"},
-	{"github.com/moby/moby/client", "cli dockerapi"}, // dockerapi in its tests
+	{"github.com/moby/moby/api", "dockerapi dockerapi/eventlog cli build test/chaos"},
+	{"github.com/moby/moby/client", "cli dockerapi test/chaos"}, // dockerapi in its tests
 	{"github.com/spf13/cobra", "cli runtimes/mlp/command"},
 	{"golang.org/x/term", "term"},
 	{"github.com/sirupsen/logrus", "app build engine/runner/proc"}, // to quieten what uses it, in tests of build
-	{"google.golang.org/grpc", "build engine/cri kube runtimes/mlp/oip runtimes/mlp/serve"},
+	{"google.golang.org/grpc", "build engine/cri kube runtimes/mlp/oip runtimes/mlp/serve test/bench"},
 	{"github.com/prometheus", "runtimes/mlp/serve"},
 	{"gonum.org", "runtimes/mlp/nn"},
 	{"golang.org/x/image", "runtimes/mlp/glyph"},

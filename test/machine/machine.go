@@ -67,14 +67,14 @@ func New(bin string) (*Machine, error) {
 	}
 	sum := sha256.Sum256([]byte(dir))
 	id := fmt.Sprintf("%x", sum[:3])
-	pods, services, third := 100+int(sum[0])%70, 180+int(sum[0])%70, int(sum[1])
+	pods, services, third := 100+int(sum[0])%70, 180+int(sum[0])%70, int(sum[1])&^3
 	m := &Machine{Bin: bin, Dir: dir, ConfigFile: filepath.Join(dir, "config.yaml"), DataDir: filepath.Join(dir, "data"),
 		RunDir: filepath.Join(dir, "run"), Kubeconfig: filepath.Join(dir, "kubeconfig"), Cgroup: "/ferry-e2e-" + id, Bridge: "fe" + id,
 		Gateway: fmt.Sprintf("10.%d.%d.1", pods, third), APIPort: ports[0], Registry: ports[2]}
 	config := map[string]any{
 		"dataDir": m.DataDir, "runDir": m.RunDir, "cgroupParent": m.Cgroup,
 		"network": map[string]any{"bridge": m.Bridge,
-			"podCIDR": fmt.Sprintf("10.%d.%d.0/24", pods, third), "serviceCIDR": fmt.Sprintf("10.%d.%d.0/24", services, third)},
+			"podCIDR": fmt.Sprintf("10.%d.%d.0/22", pods, third), "serviceCIDR": fmt.Sprintf("10.%d.%d.0/24", services, third)},
 		"api":      map[string]any{"port": m.APIPort, "kubeletPort": ports[1]},
 		"registry": map[string]any{"port": m.Registry},
 	}
@@ -323,3 +323,40 @@ func (m *Machine) processes() []int {
 	}
 	return pids
 }
+
+// Inventory is what a Ferry holds of the machine and of its data directory, by
+// kind, so that tests can tell whether it gives all of it back.
+func (m *Machine) Inventory() map[string][]string {
+	list := func(dirs ...string) (names []string) {
+		for _, dir := range dirs {
+			entries, _ := os.ReadDir(dir) // none is none
+			for _, entry := range entries {
+				names = append(names, filepath.Join(filepath.Base(dir), entry.Name()))
+			}
+		}
+		return names
+	}
+	run, data := func(name string) string { return filepath.Join(m.RunDir, name) }, func(name string) string { return filepath.Join(m.DataDir, name) }
+	out := map[string][]string{
+		"mounts": m.mounts(), "cgroups": slices.DeleteFunc(m.cgroups(), func(dir string) bool { return strings.HasSuffix(dir, m.Cgroup) }),
+		"run directories":    list(run("r"), run("c"), run("p")),
+		"network namespaces": list(run("netns")),
+		"records":            list(data("engine/pods"), data("engine/containers")),
+		"leases":             list(data("network/leases")),
+		"snapshots":          list(data("images/snapshots/snapshots")),
+		"blobs":              list(data("images/content/blobs/sha256")),
+		"unfinished pulls":   list(data("images/content/ingest")),
+		"temporary files":    list(data("images/tmp")),
+	}
+	out["run directories"] = slices.DeleteFunc(out["run directories"], isSpare)
+	for _, pid := range m.processes() {
+		if log, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/2", pid)); isSpare(log) {
+			continue
+		}
+		out["processes"] = append(out["processes"], strconv.Itoa(pid))
+	}
+	return out
+}
+
+// isSpare tells the directory of a runner that waits for a pod.
+func isSpare(path string) bool { return strings.Contains(path, "/spare-") }

@@ -28,38 +28,41 @@ func KillOrphans(path string) error {
 		return err
 	}
 	dirs = append(dirs, filepath.Join("/sys/fs/cgroup", path)) // v2 alone
-	for _, dir := range dirs {
-		if err := emptyCgroup(dir); err != nil {
-			return fmt.Errorf("cgroup %s: %w", dir, err)
-		}
-	}
-	return nil
-}
-
-func emptyCgroup(dir string) error {
 	deadline := time.Now().Add(orphanTime)
 	for {
+		left, err := emptyCgroups(dirs)
+		if err != nil || len(left) == 0 {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("cgroups %s do not get empty", strings.Join(left, " "))
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// emptyCgroups kills what runs in one cgroup, given by its directories in the
+// hierarchies, and removes those that are empty. It returns the others: a
+// frozen process dies only once the freezer's has thawed it, whichever it is
+// found in first.
+func emptyCgroups(dirs []string) (left []string, err error) {
+	for _, dir := range dirs {
 		procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil
+			continue
 		}
 		if err != nil {
-			return err
+			return nil, fmt.Errorf("cgroup %s: %w", dir, err)
 		}
 		for _, field := range strings.Fields(string(procs)) {
 			if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
 				_ = unix.Kill(pid, unix.SIGKILL) // what is left keeps the cgroup from going, below
 			}
 		}
-		// A frozen process of cgroup v1 dies only once thawed.
-		_ = os.WriteFile(filepath.Join(dir, "freezer.state"), []byte("THAWED"), 0)
-		err = os.Remove(dir)
-		if err == nil || errors.Is(err, fs.ErrNotExist) {
-			return nil
+		_ = os.WriteFile(filepath.Join(dir, "freezer.state"), []byte("THAWED"), 0) // where it is the freezer's
+		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			left = append(left, dir)
 		}
-		if time.Now().After(deadline) {
-			return err
-		}
-		time.Sleep(10 * time.Millisecond)
 	}
+	return left, nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -93,6 +94,37 @@ func TestUnpackInPrivate(t *testing.T) {
 		return nil
 	})
 	if err := errors.Join(err, s.Stop(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestSweep: a kill between the directory of a layer and its record, or between
+// a blob and the end of its download, leaves nothing, and the next layer can be made.
+func TestSweep(t *testing.T) {
+	runnertest.NeedRoot(t)
+	s := New(Options{Root: t.TempDir(), Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	layer := filepath.Join(s.opt.Root, "snapshots", "snapshots", "1")
+	moved, begun := filepath.Join(s.opt.Root, "content", "ingest", "moved"), filepath.Join(s.opt.Root, "content", "ingest", "begun")
+	for _, dir := range []string{layer, moved, begun} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(begun, "data"), []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for dir, want := range map[string]bool{layer: false, moved: false, begun: true} {
+		if _, err := os.Stat(dir); (err == nil) != want {
+			t.Errorf("%s is there: %v, want %v", dir, err == nil, want)
+		}
+	}
+	if _, err := s.snapshotter.Prepare(namespaced(t.Context()), "first", ""); err != nil {
+		t.Error(err)
+	}
+	if err := s.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 }

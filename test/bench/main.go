@@ -81,7 +81,11 @@ func (b *bench) only(ctx context.Context, what string) error {
 		if err := busyboxImage(m); err != nil {
 			return err
 		}
-		return part(m)
+		err := part(m)
+		for _, detail := range b.details {
+			fmt.Println(detail)
+		}
+		return err
 	})
 }
 

@@ -28,8 +28,8 @@ import (
 // Version is Ferry's, set by the build.
 var Version = "0.0.0-dev"
 
-// netnsPool is how many network namespaces are kept ready for the next containers.
-const netnsPool = 4
+// poolSize is how many network namespaces and runners are kept ready for the next containers.
+const poolSize = 4
 
 // parts are the components of ferryd, in start order.
 type parts struct {
@@ -43,7 +43,7 @@ type parts struct {
 
 // newParts makes all components from the configuration. Nothing starts here.
 func newParts(cfg config.Config, log *slog.Logger, progress *progress) (*parts, error) {
-	p, err := newEngineParts(cfg, netnsPool, log)
+	p, err := newEngineParts(cfg, poolSize, log)
 	if err != nil {
 		return nil, err
 	}

@@ -31,11 +31,12 @@ var layers = []layer{
 	{"app", "build config dockerapi dockerconfig engine engine/cri engine/network engine/store fault instance kube lifecycle logfile registry"},
 
 	// What others speak to us: the Docker API, BuildKit, Kubernetes, CRI, an OCI registry.
-	{"dockerapi", "build dockerapi/eventlog dockerapi/volume engine engine/crilog engine/files engine/network engine/store fault lifecycle"},
+	{"dockerapi", "build build/dockerfile dockerapi/eventlog dockerapi/volume engine engine/crilog engine/files engine/network engine/store fault lifecycle"},
 	{"dockerapi/eventlog", ""},
 	{"dockerapi/volume", "fault"},
 	{"build", "engine engine/store fault"},
 	{"build/buildclient", "fault"},
+	{"build/dockerfile", "fault"},
 	{"kube", "fault"},
 	{"kube/kubeconfig", "fault"},
 	{"registry", "fault lifecycle"},
@@ -44,8 +45,8 @@ var layers = []layer{
 	// The container engine.
 	{"engine/enginetest", "engine engine/network engine/runner engine/runner/runnertest engine/store"},
 	{"engine", "cgroups engine/files engine/network engine/runner engine/store fault"},
+	{"engine/store", "engine/files fault"},
 	{"engine/files", "fault"},
-	{"engine/store", "fault"},
 	{"engine/network", "engine/network/names fault"},
 	{"engine/network/names", ""},
 	{"engine/runner/proc", "engine/crilog engine/runner fault logfile"},
@@ -87,7 +88,8 @@ var layers = []layer{
 type owner struct{ dependencies, importers string }
 
 // owners are the heavy dependencies. More than one importer is an exception:
-// buildclient is BuildKit's client half, for the command line; build plugs
+// buildclient is BuildKit's client half, for the command line, and dockerfile
+// its parser; build plugs
 // BuildKit into the stores; cri implements Kubernetes' interface of a runtime.
 var owners = []owner{
 	{"github.com/containerd/containerd", "engine/store build"},
@@ -95,7 +97,7 @@ var owners = []owner{
 	{"github.com/opencontainers/runc github.com/opencontainers/cgroups", "engine/runner/proc"},
 	{"github.com/vishvananda/netlink github.com/mdlayher/netlink github.com/google/nftables", "engine/network"},
 	{"github.com/miekg/dns", "engine/network/names"},
-	{"github.com/moby/buildkit", "build build/buildclient"},
+	{"github.com/moby/buildkit", "build build/buildclient build/dockerfile"},
 	{"k8s.io go.etcd.io github.com/coredns go.uber.org/zap", "kube"},
 	{"k8s.io/api k8s.io/apimachinery k8s.io/client-go", "kube test/bench"}, // as a client
 	{"k8s.io/cri-api", "kube engine/cri test/bench"},

@@ -141,7 +141,7 @@ func (s *Server) imageInspect(w http.ResponseWriter, r *http.Request, name strin
 	// As Docker has it; the types of the client library add nothing to what is known here.
 	return writeJSON(w, http.StatusOK, map[string]any{
 		"Id": img.ID, "RepoTags": notNil(img.RepoTags()), "RepoDigests": notNil(img.RepoDigests()), "Created": img.Created.Format(time.RFC3339Nano),
-		"Architecture": img.Architecture, "Variant": img.Variant, "Os": img.OS, "Size": img.Size, "Config": json.RawMessage(config),
+		"Architecture": img.Architecture, "Variant": img.Variant, "Os": img.OS, "Size": img.Size, "Config": json.RawMessage(config), "Author": img.Author, "Comment": img.Comment(),
 		"RootFS":     image.RootFS{Type: "layers", Layers: layers},
 		"Descriptor": map[string]any{"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": img.Digest},
 	})

@@ -306,7 +306,7 @@ func TestImagesRefused(t *testing.T) {
 		{"POST", "/images/load", "", 400, "unrecognized image format"},
 		{"POST", "/images/load", "this is no archive, and long enough to be told from one: " + strings.Repeat("x", 1024), 400, "load images"},
 		{"POST", "/images/create", "", 400, "image name"},
-		{"POST", "/images/create?fromSrc=-", "", 501, "importing"},
+		{"POST", "/images/create?fromSrc=-", "", 400, "the archive is empty"},
 		{"POST", "/images/create?fromImage=x&platform=a/b/c/d", "", 400, "platform"},
 		{"POST", "/images/create?fromImage=localhost:1/x&tag=v1", "", 503, "localhost:1/x:v1"},
 		{"POST", "/images/nothing/push?tag=v1", "", 404, "nothing:v1"},

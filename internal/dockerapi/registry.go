@@ -19,9 +19,6 @@ import (
 )
 
 func (s *Server) imagePull(w http.ResponseWriter, r *http.Request) error {
-	if param(r, "fromSrc") != "" {
-		return unsupported("importing a file system as an image")
-	}
 	platform, err := wantedPlatform(r)
 	if err != nil {
 		return err

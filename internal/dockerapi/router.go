@@ -56,6 +56,12 @@ func (s *Server) routes() map[string]handlerFunc {
 		"POST /containers/{id}/exec":    s.execCreate,
 		"DELETE /containers/{id}":       s.containerRemove,
 
+		"GET /containers/{id}/archive": s.containerArchive, // HEAD too
+		"PUT /containers/{id}/archive": s.containerExtract,
+		"GET /containers/{id}/export":  s.containerExport,
+		"GET /containers/{id}/changes": s.containerChanges,
+		"POST /commit":                 s.commit,
+
 		"POST /exec/{id}/start":  s.execStart,
 		"POST /exec/{id}/resize": s.execResize,
 		"GET /exec/{id}/json":    s.execInspect,
@@ -70,7 +76,7 @@ func (s *Server) routes() map[string]handlerFunc {
 		"GET /images/search":       s.imageSearch,
 		"GET /images/get":          s.imageSave,
 		"POST /images/load":        s.imageLoad,
-		"POST /images/create":      s.imagePull,
+		"POST /images/create":      s.imageCreate,
 		"GET /images/{path...}":    s.imageVerb,
 		"POST /images/{path...}":   s.imageVerb,
 		"DELETE /images/{path...}": s.imageRemove,

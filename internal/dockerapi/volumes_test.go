@@ -40,6 +40,7 @@ func (a *api) remove(id string, opt client.ContainerRemoveOptions) {
 // dataImage has content in /data, owned by 1000:1001, and asks for volumes there and at /empty.
 func dataImage(t *testing.T) []byte {
 	return enginetest.Archive(t, "data:v1", append(busyboxFiles(t), enginetest.File{Name: "data/", Mode: 0o2750}, enginetest.File{Name: "data/f", Data: []byte("image\n"), Mode: 0o640},
+		enginetest.File{Name: "old/", Mode: 0o755}, enginetest.File{Name: "old/before", Data: []byte("x")},
 		enginetest.File{Name: "data/sub/", Mode: 0o755}, enginetest.File{Name: "data/sub/link", Link: "../f"}, enginetest.File{Name: "file", Data: []byte("x")}),
 		ocispec.ImageConfig{Env: []string{"PATH=/bin"}, Volumes: map[string]struct{}{"/data": {}, "/empty": {}}})
 }

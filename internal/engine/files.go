@@ -61,7 +61,7 @@ func (e *Engine) openFiles(ctx context.Context, id string, mounts bool) (*files.
 			view = append(view, files.Mount{Source: m.Source, SubPath: m.SubPath, Destination: m.Destination, ReadOnly: m.ReadOnly})
 		}
 	}
-	root, err = files.OpenView(dir, view)
+	root, err = files.OpenView(dir, rec.Container.Spec.Security.ReadonlyRootfs, view)
 	if err != nil {
 		return nil, fmt.Errorf("files of container %s: %w", rec.Container.ID, err)
 	}
@@ -102,6 +102,45 @@ func (e *Engine) UserOf(ctx context.Context, id string) (uid, gid int, err error
 	}
 	u, err := resolveUser(root, cmp.Or(rec.Container.Spec.Security.User, rec.Image.User), nil, true)
 	return int(u.uid), int(u.gid), err
+}
+
+// placeholders are what the runtime makes in every root to mount something on.
+var placeholders = []string{"/dev", "/dev/console", "/dev/mqueue", "/dev/pts", "/dev/shm", "/proc", "/sys",
+	"/etc", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf"}
+
+// Changes tells how a container's files differ from those of its image. What is
+// mounted in it does not count.
+func (e *Engine) Changes(ctx context.Context, id string) ([]files.Change, error) {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return nil, err
+	}
+	return e.opt.Store.Changes(ctx, c.snapshot().ID, placeholders)
+}
+
+// Commit makes an image of a container's files, as they are at one moment if
+// pause is set: what runs in it stands still meanwhile.
+func (e *Engine) Commit(ctx context.Context, id string, pause bool, img store.NewImage) (_ store.Image, err error) {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return store.Image{}, err
+	}
+	s := c.snapshot()
+	if pause && s.State == StateRunning {
+		err := e.Pause(ctx, s.ID)
+		if err != nil && !fault.Is(err, fault.Conflict) { // it has ended since
+			return store.Image{}, fmt.Errorf("commit container %s: %w", s.ID, err)
+		}
+		if err == nil {
+			end := context.WithoutCancel(ctx)
+			defer func() {
+				if resumeErr := e.Resume(end, s.ID); resumeErr != nil && !fault.Is(resumeErr, fault.Conflict) {
+					err = errors.Join(err, resumeErr)
+				}
+			}()
+		}
+	}
+	return e.opt.Store.Commit(ctx, s.ID, s.ImageID, placeholders, img)
 }
 
 // mountSubPath mounts a part of a bind mount's source where nothing can exchange

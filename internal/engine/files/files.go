@@ -47,9 +47,10 @@ type Mount struct {
 }
 
 // OpenView opens a directory with mounts in it, as a container would see them
-// that does not run. They are in a mount namespace that nobody else has, and
-// end with it: at Close, or with this process.
-func OpenView(dir string, mounts []Mount) (*Root, error) {
+// that does not run; with readOnly what is not in a mount cannot be written.
+// They are in a mount namespace that nobody else has, and end with it: at
+// Close, or with this process.
+func OpenView(dir string, readOnly bool, mounts []Mount) (*Root, error) {
 	return onThread(func() (*Root, error) {
 		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 			return nil, fmt.Errorf("mount namespace: %w", err)
@@ -68,6 +69,11 @@ func OpenView(dir string, mounts []Mount) (*Root, error) {
 		for _, m := range mounts {
 			if err := r.mount(m); err != nil {
 				return nil, errors.Join(fmt.Errorf("mount %s at %s: %w", m.Source, m.Destination, err), r.Close())
+			}
+		}
+		if readOnly { // of the mount as this namespace has it
+			if err := setReadOnly(r.dir, 0); err != nil {
+				return nil, errors.Join(err, r.Close())
 			}
 		}
 		return r, nil
@@ -144,7 +150,11 @@ func (r *Root) mount(m Mount) error {
 		return err
 	}
 	defer top.Close()
-	return unix.MountSetattr(int(top.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	return setReadOnly(top, unix.AT_RECURSIVE)
+}
+
+func setReadOnly(top *os.File, flags uint) error {
+	return unix.MountSetattr(int(top.Fd()), "", unix.AT_EMPTY_PATH|flags, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 }
 
 // openSource opens what is to be mounted, as a path.

@@ -310,7 +310,15 @@ func TestView(t *testing.T) {
 	volume := t.TempDir()
 	p.write(filepath.Join(volume, "f"), "in the volume")
 	p.link("/to", "l")
-	view, err := files.OpenView(p.dir, []files.Mount{{Source: volume, Destination: "/l/data/here"}, {Source: volume, Destination: "/ro", ReadOnly: true},
+	if err := unix.Mount(p.dir, p.dir, "", unix.MS_BIND, ""); err != nil { // as a container's root is
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(p.dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	}()
+	view, err := files.OpenView(p.dir, true, []files.Mount{{Source: volume, Destination: "/l/data/here"}, {Source: volume, Destination: "/ro", ReadOnly: true},
 		{Source: filepath.Join(volume, "f"), Destination: "/one"}})
 	if err != nil {
 		t.Fatal(err)
@@ -337,6 +345,10 @@ func TestView(t *testing.T) {
 	if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "read-only") {
 		t.Errorf("%v", err)
 	}
+	if err := view.Unpack(t.Context(), archive(t, file("new")), "/to", files.UnpackOptions{}); !fault.Is(err, fault.Invalid) {
+		t.Errorf("beside the mounts: %v", err)
+	}
+	p.write(filepath.Join(p.dir, "writable"), "") // for everybody else
 	if left, err := os.ReadDir(filepath.Join(p.dir, "to/data/here")); err != nil || len(left) != 0 {
 		t.Errorf("the machine sees %v, %v", left, err)
 	}

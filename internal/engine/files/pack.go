@@ -10,7 +10,6 @@ import (
 	"os"
 	"path"
 	"slices"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -61,11 +60,24 @@ func (p *packer) add(ctx context.Context, f *os.File, as string, depth int) erro
 	if err != nil {
 		return err
 	}
-	h := &tar.Header{Name: as, Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid), Format: tar.FormatPAX,
-		ModTime: time.Unix(st.Mtim.Unix()).Truncate(time.Second)}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return p.one(f, st, as)
+	}
+	if as != "" {
+		if err := p.one(f, st, as); err != nil {
+			return err
+		}
+	}
+	return p.addContent(ctx, f, as, depth)
+}
+
+// one writes a file, or of a directory that alone.
+func (p *packer) one(f *os.File, st unix.Stat_t, as string) (err error) {
+	h := &tar.Header{Name: as, Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid), Format: tar.FormatPAX, ModTime: modTime(st)}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
-		return p.addDir(ctx, f, h, depth)
+		h.Typeflag, h.Name = tar.TypeDir, as+"/"
+		return p.out.WriteHeader(h)
 	case unix.S_IFLNK:
 		h.Typeflag = tar.TypeSymlink
 		if h.Linkname, err = readlinkat(f); err != nil {
@@ -122,19 +134,12 @@ type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
 
-func (p *packer) addDir(ctx context.Context, f *os.File, h *tar.Header, depth int) error {
+func (p *packer) addContent(ctx context.Context, f *os.File, as string, depth int) error {
 	dir, err := os.Open(procPath(f))
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	as := h.Name
-	if as != "" {
-		h.Typeflag, h.Name = tar.TypeDir, as+"/"
-		if err := p.out.WriteHeader(h); err != nil {
-			return err
-		}
-	}
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
 		return err

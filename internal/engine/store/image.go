@@ -30,6 +30,7 @@ type Image struct {
 	Created time.Time
 
 	Architecture, OS, Variant string
+	Author                    string
 
 	Config  ocispec.ImageConfig
 	History []ocispec.History
@@ -63,6 +64,14 @@ func (i Image) RepoDigests() []string {
 	}
 	slices.Sort(out)
 	return slices.Compact(out)
+}
+
+// Comment is that of the last step of the image's history.
+func (i Image) Comment() string {
+	if len(i.History) == 0 {
+		return ""
+	}
+	return i.History[len(i.History)-1].Comment
 }
 
 // ChainID is the snapshot that the image's layers make; "" for an artifact or
@@ -148,6 +157,7 @@ func (s *Store) decode(ctx context.Context, target ocispec.Descriptor, platform 
 		return Image{}, fmt.Errorf("image configuration: %w", err)
 	}
 	img.Architecture, img.OS, img.Variant, img.Config = config.Architecture, config.OS, config.Variant, config.Config
+	img.Author = config.Author
 	img.History, img.DiffIDs = config.History, config.RootFS.DiffIDs
 	for _, d := range img.DiffIDs {
 		if err := d.Validate(); err != nil {

@@ -105,6 +105,7 @@ var owners = []owner{
 	{"github.com/distribution/distribution", "registry"},
 	{"github.com/moby/moby/api", "dockerapi dockerapi/eventlog cli build test/chaos"},
 	{"github.com/moby/moby/client", "cli dockerapi test/chaos"}, // dockerapi in its tests
+	{"github.com/moby/go-archive", "cli"},
 	{"github.com/spf13/cobra", "cli runtimes/mlp/command"},
 	{"golang.org/x/term", "term"},
 	{"github.com/sirupsen/logrus", "app build engine/runner/proc"}, // to quieten what uses it, in tests of build

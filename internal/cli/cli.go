@@ -120,11 +120,12 @@ func (e *env) root() *cobra.Command {
 	})
 	root.AddGroup(&cobra.Group{ID: "node", Title: "The platform:"}, &cobra.Group{ID: "container", Title: "Containers:"},
 		&cobra.Group{ID: "image", Title: "Images:"})
-	e.addGroup(root, "node", e.upCommand(), e.downCommand(), e.statusCommand(), e.doctorCommand(), e.versionCommand())
+	e.addGroup(root, "node", e.upCommand(), e.downCommand(), e.statusCommand(), e.doctorCommand(), e.systemCommand(), e.versionCommand())
 	e.addGroup(root, "container", e.runCommand(), e.psCommand(), e.logsCommand(), e.execCommand(),
-		e.startCommand(), e.stopCommand(), e.restartCommand(), e.killCommand(), e.rmCommand(), e.inspectCommand())
+		e.startCommand(), e.stopCommand(), e.restartCommand(), e.killCommand(), e.rmCommand(), e.inspectCommand(),
+		e.cpCommand(), e.diffCommand(), e.exportCommand(), e.commitCommand(), e.volumeCommand())
 	e.addGroup(root, "image", e.buildCommand(), e.imagesCommand(), e.tagCommand(), e.rmiCommand(),
-		e.pullCommand(), e.pushCommand(), e.loadCommand(), e.saveCommand())
+		e.pullCommand(), e.pushCommand(), e.loadCommand(), e.saveCommand(), e.importCommand())
 	root.AddCommand(helpTopics()...)
 	return root
 }

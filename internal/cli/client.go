@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errhttp"
+	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -69,6 +71,10 @@ func (e *env) notRunning() error {
 }
 
 func kindOf(err error) fault.Kind {
+	// One that comes in a stream, whose answer had begun, brings its status along.
+	if streamed := new(jsonstream.Error); errors.As(err, &streamed) && streamed.Code != 0 {
+		err = errhttp.ToNative(streamed.Code)
+	}
 	switch {
 	case errdefs.IsNotFound(err):
 		return fault.NotFound

@@ -144,13 +144,14 @@ func (e *env) killCommand() *cobra.Command {
 }
 
 func (e *env) rmCommand() *cobra.Command {
-	var force bool
-	cmd := e.onContainers("rm", "Remove containers", "  ferry rm web\n  ferry rm -f web",
+	var force, volumes bool
+	cmd := e.onContainers("rm", "Remove containers", "  ferry rm web\n  ferry rm -fv web",
 		func(ctx context.Context, c *client.Client, name string) error {
-			_, err := c.ContainerRemove(ctx, name, client.ContainerRemoveOptions{Force: force})
+			_, err := c.ContainerRemove(ctx, name, client.ContainerRemoveOptions{Force: force, RemoveVolumes: volumes})
 			return err
 		})
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "running ones too, killing them")
+	cmd.Flags().BoolVarP(&volumes, "volumes", "v", false, "with their anonymous volumes")
 	return cmd
 }
 

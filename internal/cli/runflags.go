@@ -23,13 +23,13 @@ import (
 
 // createFlags are the flags of run that describe the container, as docker has them.
 type createFlags struct {
-	name, user, workdir, entrypoint, hostname, network, stopSignal string
-	memory, cpus, shmSize                                          string
-	env, envFiles, volumes, mounts, tmpfs, publish, labels         []string
-	capAdd, capDrop, devices, securityOpts, addHosts, dns, sysctls []string
-	remove, stdin, tty, publishAll, privileged, readOnly           bool
-	stopTimeout                                                    int
-	pidsLimit                                                      int64
+	name, user, workdir, entrypoint, hostname, network, stopSignal      string
+	memory, cpus, shmSize                                               string
+	env, envFiles, volumes, volumesFrom, mounts, tmpfs, publish, labels []string
+	capAdd, capDrop, devices, securityOpts, addHosts, dns, sysctls      []string
+	remove, stdin, tty, publishAll, privileged, readOnly                bool
+	stopTimeout                                                         int
+	pidsLimit                                                           int64
 }
 
 // addFlags adds them to a command.
@@ -50,7 +50,8 @@ func (o *createFlags) addFlags(cmd *cobra.Command) {
 	f.IntVar(&o.stopTimeout, "stop-timeout", -1, "`seconds` that stop waits before it kills; 10 without it")
 	hideDefault(cmd, "stop-timeout")
 
-	f.StringArrayVarP(&o.volumes, "volume", "v", nil, "mount `HOST-PATH:PATH[:ro]`")
+	f.StringArrayVarP(&o.volumes, "volume", "v", nil, "mount `[HOST-PATH|VOLUME:]PATH[:ro]`; PATH alone is a new volume")
+	f.StringArrayVar(&o.volumesFrom, "volumes-from", nil, "mount what `CONTAINER[:ro]` has mounted")
 	f.StringArrayVar(&o.mounts, "mount", nil, "mount by `keys`: type=bind|tmpfs|image,source=…,target=…[,readonly]")
 	f.StringArrayVar(&o.tmpfs, "tmpfs", nil, "mount a tmpfs at `PATH[:OPTIONS]`")
 	f.StringVar(&o.shmSize, "shm-size", "", "`size` of /dev/shm (64m)")
@@ -189,6 +190,7 @@ func (o *createFlags) storage(_ *container.Config, h *container.HostConfig) erro
 		}
 		h.Binds = append(h.Binds, v)
 	}
+	h.VolumesFrom = o.volumesFrom
 	for _, t := range o.tmpfs {
 		path, options, _ := strings.Cut(t, ":")
 		if h.Tmpfs == nil {
@@ -235,6 +237,15 @@ func parseMount(spec string) (mount.Mount, error) {
 			}
 		case "bind-propagation":
 			m.BindOptions = &mount.BindOptions{Propagation: mount.Propagation(value)}
+		case "volume-subpath", "volume-nocopy":
+			if m.VolumeOptions == nil {
+				m.VolumeOptions = &mount.VolumeOptions{}
+			}
+			if strings.EqualFold(key, "volume-subpath") {
+				m.VolumeOptions.Subpath = value
+			} else if m.VolumeOptions.NoCopy = true; hasValue {
+				m.VolumeOptions.NoCopy, err = strconv.ParseBool(value)
+			}
 		case "image-subpath":
 			m.ImageOptions = &mount.ImageOptions{Subpath: value}
 		case "tmpfs-size":

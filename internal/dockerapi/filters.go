@@ -60,6 +60,11 @@ func (f filters) checkValues() error {
 			return fault.New(fault.Invalid, "filter exited=%s: not a number", v)
 		}
 	}
+	for _, v := range f["until"] {
+		if t, err := parseTime(v); err != nil || t.IsZero() {
+			return fault.New(fault.Invalid, "filter until=%s: not a time", v).Hint("use seconds since 1970, RFC 3339, or a duration such as 10m")
+		}
+	}
 	for _, v := range f["dangling"] {
 		if _, err := strconv.ParseBool(v); err != nil {
 			return fault.New(fault.Invalid, "filter dangling=%s: neither true nor false", v)
@@ -84,6 +89,14 @@ func (f filters) labels(have map[string]string) bool {
 	return true
 }
 
+// until reports whether something was created before the times given.
+func (f filters) until(created time.Time) bool {
+	return !slices.ContainsFunc(f["until"], func(v string) bool {
+		t, err := parseTime(v)
+		return err != nil || !created.Before(t)
+	})
+}
+
 // noLabels reports whether have has none of the labels that are to be left out.
 func (f filters) noLabels(have map[string]string) bool {
 	return !slices.ContainsFunc(f["label!"], func(v string) bool { return filters{"label": {v}}.labels(have) })
@@ -91,7 +104,7 @@ func (f filters) noLabels(have map[string]string) bool {
 
 // container reports whether c is one of those asked for.
 func (f filters) container(c engine.Container) bool {
-	return f.labels(c.Spec.Labels) &&
+	return f.labels(c.Spec.Labels) && f.noLabels(c.Spec.Labels) && f.until(c.CreatedAt) &&
 		f.any("id", func(v string) bool { return strings.HasPrefix(c.ID, v) }) &&
 		f.any("name", func(v string) bool { return matches(v, c.Spec.Name) || matches(v, "/"+c.Spec.Name) }) &&
 		f.any("volume", func(v string) bool {

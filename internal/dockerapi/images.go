@@ -3,6 +3,7 @@ package dockerapi
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/jsonstream"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/engine/store"
@@ -20,23 +22,63 @@ import (
 )
 
 func (s *Server) imageList(w http.ResponseWriter, r *http.Request) error {
-	match, err := parseFilters(r, "reference", "label", "dangling")
+	match, err := parseFilters(r, "reference", "label", "label!", "dangling", "until", "before", "since")
 	if err != nil {
 		return err
 	}
-	images, err := s.opt.Engine.Images().Images(r.Context())
+	older, newer, err := s.imagesAround(r.Context(), match)
 	if err != nil {
 		return err
 	}
+	images, err := s.containerImages(r.Context())
+	if err != nil {
+		return err
+	}
+	shared := map[string]int64{}
+	if flag(r, "shared-size") {
+		shared, _ = sharedSizes(images)
+	}
+	images = slices.DeleteFunc(images, func(img store.Image) bool {
+		return !match.image(img) || !older.IsZero() && !img.Created.Before(older) || !newer.IsZero() && !img.Created.After(newer)
+	})
+	out := s.imageSummaries(r.Context(), images)
+	for i := range out {
+		if size, known := shared[images[i].Target]; known {
+			out[i].SharedSize = size
+		}
+	}
+	return writeJSON(w, http.StatusOK, out)
+}
+
+// imagesAround reads the filters before and since: when the images were made
+// that those asked for are older and newer than.
+func (s *Server) imagesAround(ctx context.Context, match filters) (older, newer time.Time, err error) {
+	for key, at := range map[string]*time.Time{"before": &older, "since": &newer} {
+		for _, name := range match[key] {
+			img, err := s.opt.Engine.Images().Image(ctx, name)
+			if err != nil {
+				return older, newer, err
+			}
+			*at = img.Created
+		}
+	}
+	return older, newer, nil
+}
+
+// containerImages are the images that are no artifacts.
+func (s *Server) containerImages(ctx context.Context) ([]store.Image, error) {
+	images, err := s.opt.Engine.Images().Images(ctx)
+	return slices.DeleteFunc(images, func(img store.Image) bool { return img.ArtifactType != "" }), err
+}
+
+// imageSummaries are images as lists show them, their shared size left open.
+func (s *Server) imageSummaries(ctx context.Context, images []store.Image) []image.Summary {
 	uses := map[string]int64{}
-	for _, c := range s.opt.Engine.Containers(r.Context(), engine.OwnerDocker) {
+	for _, c := range s.opt.Engine.Containers(ctx, engine.OwnerDocker) {
 		uses[c.ImageID]++
 	}
 	out := []image.Summary{}
 	for _, img := range images {
-		if img.ArtifactType != "" || !match.image(img) {
-			continue
-		}
 		created := img.Created.Unix()
 		if img.Created.IsZero() {
 			created = 0
@@ -44,7 +86,81 @@ func (s *Server) imageList(w http.ResponseWriter, r *http.Request) error {
 		out = append(out, image.Summary{ID: img.ID, RepoTags: notNil(img.RepoTags()), RepoDigests: notNil(img.RepoDigests()),
 			Created: created, Size: img.Size, SharedSize: -1, Containers: uses[img.ID], Labels: img.Config.Labels})
 	}
-	return writeJSON(w, http.StatusOK, out)
+	return out
+}
+
+// sharedSizes tells, by target, how much of each image is layers that others
+// have too, and how much all of them take together.
+func sharedSizes(images []store.Image) (shared map[string]int64, total int64) {
+	users := map[digest.Digest]map[string]bool{}
+	for _, img := range images {
+		total += img.Size
+		for _, layer := range img.Layers {
+			if users[layer.Digest] == nil {
+				users[layer.Digest] = map[string]bool{}
+			} else {
+				total -= layer.Size
+			}
+			users[layer.Digest][img.Target] = true
+		}
+	}
+	shared = map[string]int64{}
+	for _, img := range images {
+		shared[img.Target] = 0
+		for _, layer := range img.Layers {
+			if len(users[layer.Digest]) > 1 {
+				shared[img.Target] += layer.Size
+			}
+		}
+	}
+	return shared, total
+}
+
+// imagePrune removes images that no container uses: those without a name, or
+// all with the filter dangling=false.
+func (s *Server) imagePrune(w http.ResponseWriter, r *http.Request) error {
+	match, err := parseFilters(r, "dangling", "label", "label!", "until")
+	if err != nil {
+		return err
+	}
+	if match["dangling"] == nil {
+		match = maps.Clone(match)
+		if match == nil {
+			match = filters{}
+		}
+		match["dangling"] = []string{"true"}
+	} else if all, _ := strconv.ParseBool(match["dangling"][0]); !all {
+		delete(match, "dangling")
+	}
+	images, err := s.containerImages(r.Context())
+	if err != nil {
+		return err
+	}
+	_, before := sharedSizes(images)
+	used := map[string]bool{}
+	for _, c := range s.opt.Engine.Containers(r.Context(), "") {
+		used[c.ImageID] = true
+	}
+	report := image.PruneReport{ImagesDeleted: []image.DeleteResponse{}}
+	for _, img := range images {
+		if used[img.ID] || !match.image(img) {
+			continue
+		}
+		gone, err := s.dropImage(r.Context(), img.ID, img.ID, true)
+		if fault.Is(err, fault.NotFound) {
+			continue // by another hand
+		}
+		if err != nil {
+			return err
+		}
+		report.ImagesDeleted = append(report.ImagesDeleted, gone...)
+	}
+	if images, err = s.containerImages(r.Context()); err != nil {
+		return err
+	}
+	_, after := sharedSizes(images)
+	report.SpaceReclaimed = uint64(max(before-after, 0))
+	return writeJSON(w, http.StatusOK, report)
 }
 
 // notNil makes null an empty list: clients index it.
@@ -52,7 +168,7 @@ func notNil(list []string) []string { return append([]string{}, list...) }
 
 func (f filters) image(img store.Image) bool {
 	tags := img.RepoTags()
-	return f.labels(img.Config.Labels) &&
+	return f.labels(img.Config.Labels) && f.noLabels(img.Config.Labels) && f.until(img.Created) &&
 		f.any("dangling", func(v string) bool { want, _ := strconv.ParseBool(v); return (len(tags) == 0) == want }) &&
 		f.any("reference", func(v string) bool {
 			for _, tag := range tags {
@@ -203,20 +319,29 @@ func (s *Server) imageRemove(w http.ResponseWriter, r *http.Request) error {
 				Hint("remove the container first")
 		}
 	}
-	untagged, deleted, err := s.opt.Engine.Images().Remove(context.WithoutCancel(r.Context()), name, force)
+	out, err := s.dropImage(r.Context(), name, img.ID, force)
 	if err != nil {
 		return err
 	}
+	return writeJSON(w, http.StatusOK, out)
+}
+
+// dropImage takes a name from the image with the ID, or all of them, and tells it.
+func (s *Server) dropImage(ctx context.Context, name, id string, force bool) ([]image.DeleteResponse, error) {
+	untagged, deleted, err := s.opt.Engine.Images().Remove(context.WithoutCancel(ctx), name, force)
+	if err != nil {
+		return nil, err
+	}
 	out := []image.DeleteResponse{}
 	for _, tag := range untagged {
-		s.publish(events.ImageEventType, events.ActionUnTag, img.ID, map[string]string{"name": tag})
+		s.publish(events.ImageEventType, events.ActionUnTag, id, map[string]string{"name": tag})
 		out = append(out, image.DeleteResponse{Untagged: tag})
 	}
 	for _, id := range deleted {
 		s.publish(events.ImageEventType, events.ActionDelete, id, map[string]string{"name": id})
 		out = append(out, image.DeleteResponse{Deleted: id})
 	}
-	return writeJSON(w, http.StatusOK, out)
+	return out, nil
 }
 
 func (s *Server) imageSave(w http.ResponseWriter, r *http.Request) error {

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/client"
 	"github.com/opencontainers/go-digest"
@@ -326,5 +327,76 @@ func TestImagesRefused(t *testing.T) {
 	}
 	if after := a.imageNames(nil); !slices.Equal(before, after) {
 		t.Errorf("%v became %v", before, after)
+	}
+}
+
+// TestUsageAndPrune: images that share a layer, a container and a volume of each state.
+func TestUsageAndPrune(t *testing.T) {
+	a := newAPI(t)
+	ctx := t.Context()
+	a.load(dataImage(t))
+	used := spec{name: "used", config: container.Config{Image: "data:v1", Cmd: []string{"sh", "-c", "busybox head -c 100000 /dev/zero > /big; busybox head -c 5000 /dev/zero > /data/f"}, Labels: map[string]string{"keep": ""}}}
+	used.host.Binds = []string{"named:/data"}
+	a.wait(a.up(used), "")()
+	if _, err := a.ContainerCommit(ctx, "used", client.ContainerCommitOptions{Reference: "made:v1"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.ContainerCommit(ctx, "used", client.ContainerCommitOptions{Comment: "nameless"}); err != nil {
+		t.Fatal(err)
+	}
+	df, err := a.DiskUsage(ctx, client.DiskUsageOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sizes := map[string]image.Summary{}
+	var sum int64
+	for _, img := range df.Images.Items {
+		sum += img.Size
+		sizes[strings.Join(img.RepoTags, " ")] = img
+	}
+	if base := sizes["data:v1"]; len(df.Images.Items) != 4 || df.Images.TotalSize >= sum || base.SharedSize <= 0 || base.SharedSize >= base.Size || base.Containers != 1 ||
+		sizes["made:v1"].SharedSize < base.SharedSize || sizes[enginetest.Busybox].SharedSize != 0 {
+		t.Errorf("%+v", df.Images)
+	}
+	if c := df.Containers.Items; len(c) != 1 || c[0].SizeRw < 100000 || c[0].SizeRootFs < c[0].SizeRw+1<<20 {
+		t.Errorf("%+v", c)
+	}
+	if v := df.Volumes; len(v.Items) != 2 || v.ActiveCount != 2 || v.TotalSize < 5000 || v.Reclaimable != 0 {
+		t.Errorf("%+v", v)
+	}
+	if df, err := a.DiskUsage(ctx, client.DiskUsageOptions{Volumes: true}); err != nil || len(df.Images.Items) != 0 || len(df.Volumes.Items) != 2 {
+		t.Errorf("volumes alone: %+v, %v", df, err)
+	}
+	for _, tt := range []struct {
+		filters client.Filters
+		gone    int
+		left    []string
+	}{
+		{client.Filters{}.Add("until", "1h"), 0, []string{"<none>", "data:v1", enginetest.Busybox, "made:v1"}},
+		{nil, 1, []string{"data:v1", enginetest.Busybox, "made:v1"}},
+		{client.Filters{}.Add("dangling", "false").Add("label!", "keep"), 1, []string{"data:v1", "made:v1"}},
+		{client.Filters{}.Add("dangling", "false"), 1, []string{"data:v1"}},
+	} {
+		res, err := a.ImagePrune(ctx, client.ImagePruneOptions{Filters: tt.filters})
+		deleted := slices.DeleteFunc(slices.Clone(res.Report.ImagesDeleted), func(d image.DeleteResponse) bool { return d.Deleted == "" })
+		if err != nil || len(deleted) != tt.gone || (res.Report.SpaceReclaimed > 0) != (tt.gone > 0) {
+			t.Errorf("%v: %+v, %v", tt.filters, res, err)
+		}
+		if got := a.imageNames(nil); !slices.Equal(got, tt.left) {
+			t.Errorf("%v: left is %v, want %v", tt.filters, got, tt.left)
+		}
+	}
+	for _, tt := range []struct {
+		filters client.Filters
+		gone    int
+	}{
+		{client.Filters{}.Add("until", "1h"), 0}, {client.Filters{}.Add("label!", "keep"), 0}, {client.Filters{}.Add("label", "keep").Add("until", "0.001s"), 1},
+	} {
+		if res, err := a.ContainerPrune(ctx, client.ContainerPruneOptions{Filters: tt.filters}); err != nil || len(res.Report.ContainersDeleted) != tt.gone {
+			t.Errorf("%v: %+v, %v", tt.filters, res, err)
+		}
+	}
+	if got := a.do("POST", `/containers/prune?filters={"until":["yesterday"]}`, ""); got.status != 400 {
+		t.Errorf("%+v", got)
 	}
 }

@@ -102,6 +102,9 @@ func (s *Server) summary(ctx context.Context, c engine.Container, size bool) (co
 			return sum, err
 		}
 		sum.SizeRw = int64(usage.RootfsBytes)
+		if sum.SizeRootFs, err = s.opt.Engine.Images().RootfsSize(ctx, c.ID); err != nil {
+			return sum, err
+		}
 	}
 	return sum, nil
 }
@@ -209,7 +212,11 @@ func (s *Server) containerInspect(w http.ResponseWriter, r *http.Request) error 
 			return err
 		}
 		size := int64(usage.RootfsBytes)
-		v.SizeRw = &size
+		all, err := s.opt.Engine.Images().RootfsSize(ctx, c.ID)
+		if err != nil {
+			return err
+		}
+		v.SizeRw, v.SizeRootFs = &size, &all
 	}
 	return writeJSON(w, http.StatusOK, v)
 }

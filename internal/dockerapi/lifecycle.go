@@ -276,7 +276,7 @@ func (s *Server) containerRemove(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) containerPrune(w http.ResponseWriter, r *http.Request) error {
-	match, err := parseFilters(r, "label")
+	match, err := parseFilters(r, "label", "label!", "until")
 	if err != nil {
 		return err
 	}
@@ -288,7 +288,7 @@ func (s *Server) containerPrune(w http.ResponseWriter, r *http.Request) error {
 		if usage, err := s.opt.Engine.Stats(r.Context(), c.ID); err == nil {
 			report.SpaceReclaimed += usage.RootfsBytes
 		}
-		if err := s.opt.Engine.RemovePod(context.WithoutCancel(r.Context()), c.PodID); err != nil {
+		if err := s.removeContainer(context.WithoutCancel(r.Context()), c, false); err != nil {
 			return err
 		}
 		report.ContainersDeleted = append(report.ContainersDeleted, c.ID)

@@ -310,7 +310,7 @@ func TestRemoveAndPrune(t *testing.T) {
 	if _, err := a.ContainerPrune(ctx, client.ContainerPruneOptions{Filters: client.Filters{}.Add("label", "none")}); err != nil {
 		t.Fatal(err)
 	}
-	if got := a.do("POST", `/containers/prune?filters={"until":["1h"]}`, ""); got.status != 400 || !strings.Contains(got.message, `"until"`) {
+	if got := a.do("POST", `/containers/prune?filters={"since":["x"]}`, ""); got.status != 400 || !strings.Contains(got.message, `"since"`) {
 		t.Errorf("%+v", got)
 	}
 	if _, err := a.ContainerRemove(ctx, kept, client.ContainerRemoveOptions{}); err != nil {

@@ -27,12 +27,13 @@ var errNotModified = errors.New("not modified")
 // slashes, and with GET and POST a verb of imageVerbs after it.
 func (s *Server) routes() map[string]handlerFunc {
 	return map[string]handlerFunc{
-		"GET /_ping":    s.ping, // HEAD too
-		"GET /version":  s.version,
-		"GET /info":     s.info,
-		"GET /events":   s.eventStream,
-		"POST /grpc":    s.grpc,
-		"POST /session": s.session,
+		"GET /_ping":     s.ping, // HEAD too
+		"GET /version":   s.version,
+		"GET /info":      s.info,
+		"GET /system/df": s.systemDF,
+		"GET /events":    s.eventStream,
+		"POST /grpc":     s.grpc,
+		"POST /session":  s.session,
 
 		"POST /build":        s.build,
 		"POST /build/prune":  s.buildPrune,
@@ -76,6 +77,7 @@ func (s *Server) routes() map[string]handlerFunc {
 		"GET /images/search":       s.imageSearch,
 		"GET /images/get":          s.imageSave,
 		"POST /images/load":        s.imageLoad,
+		"POST /images/prune":       s.imagePrune,
 		"POST /images/create":      s.imageCreate,
 		"GET /images/{path...}":    s.imageVerb,
 		"POST /images/{path...}":   s.imageVerb,

@@ -1,16 +1,24 @@
 package dockerapi
 
 import (
+	"context"
+	"maps"
 	"net/http"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/moby/moby/api/types/build"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/system"
+	"github.com/moby/moby/api/types/volume"
 	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/engine"
+	"github.com/ferryos/ferry/internal/fault"
 )
 
 func (s *Server) ping(w http.ResponseWriter, r *http.Request) error {
@@ -111,4 +119,93 @@ func operatingSystem() string {
 		}
 	}
 	return "Linux"
+}
+
+// diskUsage is the answer of GET /system/df before API version 1.52.
+type diskUsage struct {
+	LayersSize int64
+	Images     []image.Summary
+	Containers []container.Summary
+	Volumes    []volume.Volume
+	BuildCache []build.CacheRecord
+}
+
+// systemDF tells what images, containers, volumes and the build cache take of
+// the disk, or those of them that "type" names.
+func (s *Server) systemDF(w http.ResponseWriter, r *http.Request) error {
+	ctx := r.Context()
+	var out diskUsage
+	parts := map[string]func() error{
+		string(system.ImageObject):      func() error { return s.imageUsage(ctx, &out) },
+		string(system.ContainerObject):  func() error { return s.containerUsage(ctx, &out) },
+		string(system.VolumeObject):     func() error { return s.volumeUsage(ctx, &out) },
+		string(system.BuildCacheObject): func() error { return s.cacheUsage(ctx, &out) },
+	}
+	wanted := r.URL.Query()["type"]
+	if len(wanted) == 0 {
+		wanted = slices.Sorted(maps.Keys(parts))
+	}
+	for _, part := range wanted {
+		measure := parts[part]
+		if measure == nil {
+			return fault.New(fault.Invalid, "unknown object type: %s", part).Hint("use container, image, volume or build-cache")
+		}
+		if err := measure(); err != nil {
+			return err
+		}
+	}
+	return writeJSON(w, http.StatusOK, out)
+}
+
+func (s *Server) imageUsage(ctx context.Context, out *diskUsage) error {
+	images, err := s.containerImages(ctx)
+	if err != nil {
+		return err
+	}
+	shared, total := sharedSizes(images)
+	out.LayersSize, out.Images = total, s.imageSummaries(ctx, images)
+	for i, img := range images {
+		out.Images[i].SharedSize = shared[img.Target]
+	}
+	return nil
+}
+
+func (s *Server) containerUsage(ctx context.Context, out *diskUsage) error {
+	out.Containers = []container.Summary{}
+	for _, c := range s.opt.Engine.Containers(ctx, engine.OwnerDocker) {
+		sum, err := s.summary(ctx, c, true)
+		if fault.Is(err, fault.NotFound) {
+			continue // removed since the listing
+		}
+		if err != nil {
+			return err
+		}
+		out.Containers = append(out.Containers, sum)
+	}
+	return nil
+}
+
+func (s *Server) cacheUsage(ctx context.Context, out *diskUsage) (err error) {
+	if s.opt.Builder != nil {
+		out.BuildCache, err = s.opt.Builder.CacheUsage(ctx)
+	}
+	if out.BuildCache == nil {
+		out.BuildCache = []build.CacheRecord{} // clients expect a list
+	}
+	return err
+}
+
+func (s *Server) volumeUsage(ctx context.Context, out *diskUsage) error {
+	users := s.volumeUsers(ctx)
+	out.Volumes = []volume.Volume{}
+	for _, v := range s.volumes.List() {
+		size, err := s.volumes.Size(ctx, v.Name)
+		if err != nil {
+			return err
+		}
+		view := s.volumeView(v)
+		view.UsageData = &volume.UsageData{RefCount: int64(len(users[v.Name])), Size: size}
+		out.Volumes = append(out.Volumes, view)
+	}
+	return nil
 }

@@ -69,7 +69,7 @@ func TestRoutes(t *testing.T) {
 		{"PUT", "/v1.51/containers/json", 404, "does not serve PUT"},
 		{"POST", "/v1.51/containers/c/rename?name=x", 404, "does not serve POST /containers/c/rename"},
 		{"GET", "/v1.51/images/search?term=x", 501, "searching"},
-		{"POST", "/v1.51/images/prune", 404, "does not serve POST"},
+		{"GET", "/v1.51/system/df?type=odd", 400, "unknown object type: odd"},
 		{"GET", "/v1.39/_ping", 400, "client version 1.39 is too old. Minimum supported API version is 1.40"},
 		{"GET", "/v1.52/_ping", 400, "client version 1.52 is too new. Maximum supported API version is 1.51"},
 		{"GET", "/v2.0/_ping", 400, "too new"},

@@ -90,6 +90,25 @@ func (s *Store) RootfsUsage(ctx context.Context, id string) (Usage, error) {
 	return usage, asFault(err)
 }
 
+// RootfsSize is what a container's root holds in all, its image's layers included.
+func (s *Store) RootfsSize(ctx context.Context, id string) (int64, error) {
+	ctx = namespaced(ctx)
+	var total int64
+	for key := id; key != ""; {
+		info, err := s.snapshotter.Stat(ctx, key)
+		if err != nil {
+			return 0, asFault(err)
+		}
+		usage, err := s.snapshotter.Usage(ctx, key)
+		if err != nil {
+			return 0, asFault(err)
+		}
+		total += usage.Size
+		key = info.Parent
+	}
+	return total, nil
+}
+
 // ViewImage makes a read-only file system of an image, or of an artifact's
 // files, by its manifest's digest. Call RemoveView at the end.
 func (s *Store) ViewImage(ctx context.Context, key, digest string) ([]Mount, error) {

@@ -28,11 +28,7 @@ SCRIPTS     := .ci/run scripts/deps scripts/clients $(wildcard scripts/*.sh exam
 # Packages whose tests also run under the race detector: light ones with goroutines.
 RACE := ./internal/lifecycle ./internal/term ./internal/engine/crilog ./internal/engine/runner
 
-<<<<<<< HEAD
-.PHONY: help build deps demo kubectl clients test lint unit race e2e conformance-cri test-vm bench clean install
-=======
-.PHONY: help build deps demo kubectl test lint unit race e2e chaos conformance-cri test-vm bench clean install
->>>>>>> 3ce4a5a (Break Ferry on purpose: make chaos kills daemons and runners and runs containers by the hundreds)
+.PHONY: help build deps demo kubectl clients test lint unit race e2e chaos conformance-cri test-vm bench clean install
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -74,14 +70,7 @@ clients: ## build Docker's own clients buildx and compose, and install docker-py
 	@scripts/clients
 
 e2e: build kubectl ## the scripts of test/e2e against the real programs; RUN=Scripts/crash for one
-<<<<<<< HEAD
-	FERRY_CLIENTS="$$(scripts/clients)" $(GO) test ./test/e2e -count=1 -timeout 30m -v -run '$(RUN)'
-=======
-	$(GO) test ./test/e2e ./test/chaos -p 1 -count=1 -timeout 40m -v -run '$(RUN)'
-
-chaos: build ## test/chaos in its long form: 200 kills, 500 containers at once, 5000 in a row; 45 minutes
-	$(GO) test ./test/chaos -count=1 -timeout 3h -v -run '$(RUN)' -long
->>>>>>> 3ce4a5a (Break Ferry on purpose: make chaos kills daemons and runners and runs containers by the hundreds)
+.PHONY: help build deps demo kubectl clients test lint unit race e2e chaos conformance-cri test-vm bench clean install
 
 conformance-cri: deps ## run critest, the suite for container runtimes; FOCUS is a regular expression of specs, UPDATE=1 writes docs/conformance.md
 	FOCUS='$(FOCUS)' UPDATE='$(UPDATE)' scripts/conformance-cri.sh

@@ -244,6 +244,7 @@ func (e *env) printMessages(in io.Reader) error {
 	for lines.Scan() {
 		var msg struct {
 			Stream      string                    `json:"stream"`
+			Status      string                    `json:"status"`
 			ErrorDetail *struct{ Message string } `json:"errorDetail"`
 		}
 		if err := decodeJSON(lines.Bytes(), &msg); err != nil {
@@ -252,7 +253,7 @@ func (e *env) printMessages(in io.Reader) error {
 		if msg.ErrorDetail != nil {
 			return fault.New(fault.Internal, "%s", msg.ErrorDetail.Message)
 		}
-		e.term.Printf("%s\n", strings.TrimSpace(msg.Stream))
+		e.term.Printf("%s\n", strings.TrimSpace(msg.Stream+msg.Status))
 	}
 	return lines.Err()
 }

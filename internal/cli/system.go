@@ -75,7 +75,7 @@ func (e *env) prune(ctx context.Context, c *client.Client, all, volumes bool) er
 	}
 	var opts client.ImagePruneOptions
 	if all {
-		opts.Filters = opts.Filters.Add("dangling", "false")
+		opts.Filters = client.Filters{}.Add("dangling", "false")
 	}
 	images, err := c.ImagePrune(ctx, opts)
 	if err != nil {

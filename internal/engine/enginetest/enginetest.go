@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -191,10 +192,36 @@ type File struct {
 	Data []byte
 	Mode int64
 	Link string // a symbolic link's target
+	// Type is a kind of tar.Header that neither Name nor Link tell: tar.TypeFifo,
+	// tar.TypeChar. Device is the major and minor number.
+	Type   byte
+	Device [2]int64
 }
 
 // BusyboxArchive is an OCI archive of Busybox.
 func BusyboxArchive(tb testing.TB) []byte {
+	tb.Helper()
+	return Archive(tb, Busybox, busyboxFiles(tb), busyboxConfig)
+}
+
+var busyboxConfig = ocispec.ImageConfig{Env: []string{"PATH=/bin", "FROM=image"}, Cmd: []string{"sh"}}
+
+// Image loads Busybox with other files under a name. A file that is no directory
+// takes the place of what Busybox has there and below.
+func (m *Machine) Image(name string, files ...File) {
+	m.tb.Helper()
+	all := slices.DeleteFunc(busyboxFiles(m.tb), func(have File) bool {
+		return slices.ContainsFunc(files, func(f File) bool {
+			return f.Name == have.Name || strings.HasPrefix(have.Name, f.Name+"/")
+		})
+	})
+	archive := Archive(m.tb, name, append(all, files...), busyboxConfig)
+	if _, err := m.Store.Load(m.tb.Context(), bytes.NewReader(archive)); err != nil {
+		m.tb.Fatal(err)
+	}
+}
+
+func busyboxFiles(tb testing.TB) []File {
 	tb.Helper()
 	root := runnertest.Rootfs(tb)
 	var files []File
@@ -217,10 +244,9 @@ func BusyboxArchive(tb testing.TB) []byte {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	files = append(files,
+	return append(files,
 		File{Name: "etc/passwd", Data: []byte("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:u:/home/user:/bin/sh\n"), Mode: 0o644},
 		File{Name: "etc/group", Data: []byte("root:x:0:\nuser:x:1000:\nextra:x:1001:user\n"), Mode: 0o644})
-	return Archive(tb, Busybox, files, ocispec.ImageConfig{Env: []string{"PATH=/bin", "FROM=image"}, Cmd: []string{"sh"}})
 }
 
 // Archive makes an OCI archive of one image with one layer.
@@ -274,6 +300,9 @@ func tarOf(tb testing.TB, files []File) []byte {
 			h.Typeflag, h.Linkname, h.Size = tar.TypeSymlink, f.Link, 0
 		case f.Name[len(f.Name)-1] == '/':
 			h.Typeflag = tar.TypeDir
+		}
+		if f.Type != 0 {
+			h.Typeflag, h.Devmajor, h.Devminor = f.Type, f.Device[0], f.Device[1]
 		}
 		if h.Mode == 0 {
 			h.Mode = 0o644

@@ -40,6 +40,7 @@ type Config struct {
 	// CgroupParent is the cgroup under which everything Ferry runs is placed, in every hierarchy.
 	CgroupParent string `json:"cgroupParent,omitempty"`
 
+	Engine   Engine   `json:"engine,omitzero"`
 	Network  Network  `json:"network,omitzero"`
 	API      API      `json:"api,omitzero"`
 	Registry Registry `json:"registry,omitzero"`
@@ -47,6 +48,18 @@ type Config struct {
 
 	// Registries are those that are not simply reached by https at the name that images give them.
 	Registries []RegistryHost `json:"registries,omitempty"`
+}
+
+// Engine is what containers of the Docker API get that ask for nothing else.
+// Pods get what Kubernetes asks for them.
+type Engine struct {
+	// UserNamespaces gives each container a user namespace of its own: its root is
+	// nobody on the machine. --userns=host leaves a container out. It needs Linux
+	// 5.19, and dataDir on ext4, xfs or btrfs.
+	UserNamespaces bool `json:"userNamespaces,omitempty"`
+	// PidsLimit is how many processes and threads a container may have at once;
+	// 0 is no limit. --pids-limit=-1 leaves a container out.
+	PidsLimit *int64 `json:"pidsLimit,omitempty"`
 }
 
 // Network is the node's container network.
@@ -133,12 +146,13 @@ type RegistryHost struct {
 
 // Default returns the configuration of a machine that was told nothing.
 func Default() Config {
-	yes, no := true, false
+	yes, no, pids := true, false, int64(16384)
 	return Config{
 		DataDir:      "/var/lib/ferry",
 		RunDir:       "/run/ferry",
 		LogLevel:     "info",
 		CgroupParent: "/ferry",
+		Engine:       Engine{PidsLimit: &pids},
 		Network: Network{
 			Bridge:        "ferry0",
 			PodCIDR:       "10.85.0.0/16",
@@ -256,6 +270,9 @@ func (c Config) validate() error {
 	case "debug", "info", "warn", "error":
 	default:
 		errs = append(errs, fmt.Errorf("logLevel: %q is none of debug, info, warn, error", c.LogLevel))
+	}
+	if c.Engine.PidsLimit == nil || *c.Engine.PidsLimit < 0 {
+		errs = append(errs, errors.New("engine.pidsLimit: must be a number of processes, or 0 for no limit"))
 	}
 	if n := len(c.Network.Bridge); n == 0 || n > 15 || strings.ContainsAny(c.Network.Bridge, "/ \t\"") {
 		errs = append(errs, fmt.Errorf("network.bridge: %q must be an interface name of 1 to 15 characters", c.Network.Bridge))

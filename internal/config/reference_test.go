@@ -73,7 +73,7 @@ func TestSecondFerry(t *testing.T) {
 	}
 	shared := func(path string) bool {
 		return slices.Contains([]string{"libexecDir", "logLevel", "network.clusterDomain"}, path) ||
-			strings.HasPrefix(path, "images.") || strings.HasPrefix(path, "registries[].")
+			strings.HasPrefix(path, "images.") || strings.HasPrefix(path, "engine.") || strings.HasPrefix(path, "registries[].")
 	}
 	theirs, ours := flat(t, a), flat(t, b)
 	for _, f := range fields(t) {

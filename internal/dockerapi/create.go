@@ -50,6 +50,9 @@ func (s *Server) containerCreate(w http.ResponseWriter, r *http.Request) error {
 	}
 	defer release()
 	plan, err := makePlan(req, name, image.Config, s.opt.Engine.Gateway())
+	if err == nil {
+		err = plan.isolate(*req.HostConfig, s.opt.Defaults)
+	}
 	if err != nil {
 		return err
 	}
@@ -58,6 +61,7 @@ func (s *Server) containerCreate(w http.ResponseWriter, r *http.Request) error {
 	if err := s.findVolumes(ctx, &plan); err != nil {
 		return err
 	}
+	plan.mapVolumes()
 	place := s.events.Now()
 	id, err := s.make(ctx, plan)
 	if err != nil {

@@ -312,7 +312,7 @@ func TestRefused(t *testing.T) {
 		{host(`"CapAdd":["FLY"]`), 400, `unknown capability "CAP_FLY"`},
 		{host(`"CapDrop":["FLY"]`), 400, `unknown capability`},
 		{host(`"GroupAdd":["wheel"]`), 501, "--group-add wheel"},
-		{host(`"SecurityOpt":["apparmor=x"]`), 501, "--security-opt apparmor=x"},
+		{host(`"SecurityOpt":["apparmor=x"]`), 501, "AppArmor profile x"},
 		{host(`"SecurityOpt":["seccomp={"]`), 400, "not JSON"},
 		{host(`"Memory":4096`), 400, "Minimum memory limit allowed is 6MB"},
 		{host(`"Memory":-1`), 400, "Minimum memory limit"},

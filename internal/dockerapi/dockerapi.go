@@ -68,7 +68,9 @@ type Options struct {
 	LogDir  string  // where containers' logs are kept, <LogDir>/<pod>/0.log
 	Root    string  // shown by /info as DockerRootDir; volumes are kept in it
 	Version string  // Ferry's version
-	Log     *slog.Logger
+	// Defaults are what containers get that ask for nothing else.
+	Defaults Defaults
+	Log      *slog.Logger
 }
 
 // Server is the API server, a lifecycle.Component.

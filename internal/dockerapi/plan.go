@@ -312,7 +312,9 @@ func (p *plan) security(h container.HostConfig) error {
 				return fault.New(fault.Invalid, "--security-opt seccomp: the profile is not JSON")
 			}
 			sec.Seccomp, sec.SeccompProfile = engine.SeccompLocalhost, []byte(strings.TrimPrefix(opt, "seccomp="))
-		case opt == "label=disable", opt == "apparmor=unconfined": // neither is used
+		case key == "apparmor" && value != "":
+			sec.AppArmor = value
+		case opt == "label=disable": // there are no labels
 		default:
 			return unsupported("--security-opt %s", opt)
 		}

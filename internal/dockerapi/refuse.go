@@ -33,7 +33,7 @@ var noOps = map[string]func(h container.HostConfig) bool{
 	"RestartPolicy":    func(h container.HostConfig) bool { return h.RestartPolicy.IsNone() },
 	"VolumeDriver":     func(h container.HostConfig) bool { return h.VolumeDriver == "local" },
 	"CgroupnsMode":     func(h container.HostConfig) bool { return h.CgroupnsMode.IsPrivate() },
-	"UsernsMode":       func(h container.HostConfig) bool { return h.UsernsMode.IsHost() },
+	"UsernsMode":       func(h container.HostConfig) bool { return h.UsernsMode.IsHost() || ownUsers(h.UsernsMode) },
 	"Runtime":          func(h container.HostConfig) bool { return h.Runtime == "ferry" || h.Runtime == "runc" },
 	"Isolation":        func(h container.HostConfig) bool { return h.Isolation.IsDefault() },
 	"MemorySwappiness": func(h container.HostConfig) bool { return *h.MemorySwappiness == -1 },

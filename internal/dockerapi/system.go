@@ -74,7 +74,7 @@ func (s *Server) info(w http.ResponseWriter, r *http.Request) error {
 		KernelVersion: kernelVersion(), OperatingSystem: operatingSystem(), OSType: runtime.GOOS, Architecture: machine(),
 		DockerRootDir: s.opt.Root, ServerVersion: s.opt.Version, DefaultRuntime: "ferry",
 		Runtimes:        map[string]system.RuntimeWithStatus{"ferry": {}},
-		SecurityOptions: []string{"name=seccomp,profile=builtin"}, LiveRestoreEnabled: true,
+		SecurityOptions: s.securityOptions(), LiveRestoreEnabled: true,
 		Plugins: system.PluginsInfo{Network: []string{"bridge", "host", "none"}, Log: []string{"cri"}},
 	}
 	v.Swarm.LocalNodeState = "inactive"

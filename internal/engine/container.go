@@ -131,6 +131,9 @@ func (e *Engine) CreateContainer(ctx context.Context, podID string, spec Contain
 	if _, err := effectiveCaps(spec.Security, e.machine.caps); err != nil {
 		return Container{}, fmt.Errorf("create container %s: %w", spec.Name, err)
 	}
+	if _, err := e.apparmor.profile(spec.Security); err != nil {
+		return Container{}, fmt.Errorf("create container %s: %w", spec.Name, err)
+	}
 	pod := p.snapshot()
 	id := newID()
 	if pod.Spec.Single {

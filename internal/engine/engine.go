@@ -68,6 +68,7 @@ type Engine struct {
 	stopping   bool
 	stopped    chan struct{} // closed by Stop
 	background sync.WaitGroup
+	apparmor   *appArmor
 	bundles    bundles
 	users      userRanges
 	shared     sync.Mutex // mounts and unmounts of shared tmpfs; taken after op, before mu
@@ -76,16 +77,17 @@ type Engine struct {
 // New returns an Engine that does nothing before Start.
 func New(opt Options) *Engine {
 	return &Engine{
-		opt:     opt,
-		machine: inspectMachine(),
-		runners: runner.NewPool(runner.PoolOptions{Binary: opt.RunnerBinary, Dir: filepath.Join(opt.RunDir, "r"), Size: opt.Runners, Log: opt.Log}),
-		moves:   cgroups.NewMover(),
-		pods:    records[podRecord]{filepath.Join(opt.DataDir, "pods")},
-		ctrs:    records[containerRecord]{filepath.Join(opt.DataDir, "containers")},
-		podByID: map[string]*pod{},
-		ctrByID: map[string]*container{},
-		stopped: make(chan struct{}),
-		users:   userRanges{used: map[uint32]bool{}},
+		opt:      opt,
+		machine:  inspectMachine(),
+		runners:  runner.NewPool(runner.PoolOptions{Binary: opt.RunnerBinary, Dir: filepath.Join(opt.RunDir, "r"), Size: opt.Runners, Log: opt.Log}),
+		moves:    cgroups.NewMover(),
+		pods:     records[podRecord]{filepath.Join(opt.DataDir, "pods")},
+		ctrs:     records[containerRecord]{filepath.Join(opt.DataDir, "containers")},
+		podByID:  map[string]*pod{},
+		ctrByID:  map[string]*container{},
+		stopped:  make(chan struct{}),
+		apparmor: inspectAppArmor(),
+		users:    userRanges{used: map[uint32]bool{}},
 	}
 }
 

@@ -80,7 +80,11 @@ func (e *Engine) execProcess(c *container, spec ExecSpec) (*specs.Process, error
 	if err != nil {
 		return nil, err
 	}
-	return specInput{container: cs, hostname: podHostname(c.pod.snapshot()), image: rec.Image, argv: spec.Args, user: u,
+	profile, err := e.apparmor.profile(cs.Security)
+	if err != nil {
+		return nil, err
+	}
+	return specInput{apparmor: profile, container: cs, hostname: podHostname(c.pod.snapshot()), image: rec.Image, argv: spec.Args, user: u,
 		minOOMAdj: e.machine.minOOMAdj}.process(caps), nil
 }
 

@@ -45,7 +45,12 @@ func (e *Engine) prepare(ctx context.Context, c *container) (*specs.Spec, error)
 	if err != nil {
 		return nil, err
 	}
+	profile, err := e.apparmor.profile(spec.Security)
+	if err != nil {
+		return nil, err
+	}
 	return buildSpec(specInput{
+		apparmor:  profile,
 		container: spec, id: rec.Container.ID, hostname: podHostname(pod), image: rec.Image,
 		argv: append([]string{rec.Container.Path}, rec.Container.Args...), user: u, rootfs: rootfs, cgroup: rec.Cgroup,
 		shm: filepath.Join(e.podDir(pod.ID), "shm"), mounts: append(mounts, volumes...), ns: ns, sysctls: pod.Spec.Sysctls,

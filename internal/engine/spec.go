@@ -31,6 +31,7 @@ type specInput struct {
 	heldCaps  []string // what this process may pass on
 	minOOMAdj int      // the lowest oom_score_adj this process may set
 	cgroupV2  bool
+	apparmor  string // profile
 }
 
 // imageConfig is what an image says of the containers made from it.
@@ -126,6 +127,7 @@ func (in specInput) process(caps []string) *specs.Process {
 		},
 		Rlimits:         rlimits(c.Rlimits),
 		NoNewPrivileges: c.Security.NoNewPrivileges,
+		ApparmorProfile: in.apparmor,
 		OOMScoreAdj:     clampOOMAdj(c.Resources.OOMScoreAdj, in.minOOMAdj),
 	}
 }

@@ -165,6 +165,9 @@ type Security struct {
 	NoNewPrivileges bool        `json:"noNewPrivileges,omitempty"`
 	Seccomp         SeccompKind `json:"seccomp,omitempty"`
 	SeccompProfile  []byte      `json:"seccompProfile,omitempty"`
+	// AppArmor is a profile that the kernel has loaded, or AppArmorUnconfined;
+	// empty: Docker's default profile, where there is AppArmor.
+	AppArmor string `json:"appArmor,omitempty"`
 	// MaskedPaths and ReadonlyPaths replace the defaults unless nil; empty masks nothing.
 	MaskedPaths   []string `json:"maskedPaths"`
 	ReadonlyPaths []string `json:"readonlyPaths"`

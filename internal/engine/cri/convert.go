@@ -152,10 +152,7 @@ func security(s *runtimeapi.LinuxContainerSecurityContext) (engine.Security, err
 	for _, g := range s.GetSupplementalGroups() {
 		out.SupplementalGroups = append(out.SupplementalGroups, uint32(g))
 	}
-	if profile := s.GetApparmor(); profile.GetProfileType() == runtimeapi.SecurityProfile_Localhost && apparmorEnabled() {
-		return out, fault.New(fault.Unsupported, "AppArmor profile %s: this runtime loads none", profile.LocalhostRef).
-			Hint("remove the profile from the security context, or use seccomp")
-	}
+	out.AppArmor = appArmor(s)
 	var err error
 	if out.User, err = user(s); err != nil {
 		return out, err
@@ -172,10 +169,23 @@ func security(s *runtimeapi.LinuxContainerSecurityContext) (engine.Security, err
 	return out, nil
 }
 
-// apparmorEnabled says whether a profile would mean anything to the kernel.
-func apparmorEnabled() bool {
-	enabled, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
-	return err == nil && strings.HasPrefix(string(enabled), "Y")
+// appArmor is the profile a container asks for, by the field or its predecessor;
+// "" is the runtime's default.
+func appArmor(s *runtimeapi.LinuxContainerSecurityContext) string {
+	if p := s.GetApparmor(); p != nil {
+		switch p.ProfileType {
+		case runtimeapi.SecurityProfile_Unconfined:
+			return engine.AppArmorUnconfined
+		case runtimeapi.SecurityProfile_Localhost:
+			return strings.TrimPrefix(p.LocalhostRef, "localhost/")
+		}
+		return ""
+	}
+	name := strings.TrimPrefix(s.GetApparmorProfile(), "localhost/") // kubelets still send it
+	if name == "runtime/default" {
+		return ""
+	}
+	return name
 }
 
 // user is "user[:group]" by name or number; "" is the image's.

@@ -39,6 +39,13 @@ func resolveUser(rootfs, spec string, extra []uint32, strict bool) (resolvedUser
 		return resolvedUser{}, fault.New(fault.Invalid, "user %q: %w", spec, err).
 			Hint("use a user of the image's /etc/passwd, or a number")
 	}
+	// What the lists say is not looked at by the library: 2³² would become root.
+	for _, id := range append([]int{u.Uid, u.Gid}, u.Sgids...) {
+		if id < 0 || id > maxID {
+			return resolvedUser{}, fault.New(fault.Invalid, "user %q: the image gives it the id %d", spec, id).
+				Hint("correct the image's /etc/passwd or /etc/group, or name the user by number")
+		}
+	}
 	out := resolvedUser{uid: uint32(u.Uid), gid: uint32(u.Gid), home: u.Home}
 	// The user's own group is a supplementary one too, as Docker has it.
 	seen := map[uint32]bool{out.gid: true}
@@ -66,6 +73,9 @@ func ResolveUser(rootfs, spec string) (specs.User, error) {
 	u, err := resolveUser(rootfs, spec, nil, false)
 	return specs.User{UID: u.uid, GID: u.gid, AdditionalGids: u.groups}, err
 }
+
+// maxID is the highest user or group id, as Docker has it.
+const maxID = 1<<31 - 1
 
 // maxUserFile bounds what is read of an image's list of users.
 const maxUserFile = 16 << 20

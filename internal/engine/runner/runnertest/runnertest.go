@@ -88,7 +88,7 @@ func Rootfs(tb testing.TB) string {
 		tb.Fatal(err)
 	}
 	for _, name := range []string{"sh", "cat", "echo", "sleep", "true", "false", "id", "ls", "mkdir", "mount", "hostname",
-		"ps", "kill", "stty", "head", "unshare", "ipcs", "env", "dd", "sync", "wc", "stat", "tty", "mknod", "sort", "chown", "readlink", "grep", "tr", "find", "printf", "test", "touch", "rm", "yes"} {
+		"ps", "kill", "stty", "head", "unshare", "ipcs", "env", "dd", "sync", "wc", "stat", "tty", "mknod", "sort", "chown", "readlink", "grep", "tr", "find", "seq", "printf", "test", "touch", "rm", "yes"} {
 		if err := os.Symlink("busybox", filepath.Join(root, "bin", name)); err != nil {
 			tb.Fatal(err)
 		}

@@ -51,6 +51,7 @@ type container struct {
 	// that ended before, to be published after it.
 	starting bool
 	early    *Container
+	unsaved  chan struct{} // closed once the exit is on disk; nil if it is, see keepExit
 	next     chan struct{}
 	removed  chan struct{} // closed once it is
 
@@ -327,6 +328,7 @@ func (e *Engine) containerExited(c *container, exit runner.Exit) {
 	}
 	if err := e.ctrs.save(s.ID, c.rec); err != nil {
 		e.opt.Log.Error("record an exit", "container", s.ID, "error", err)
+		e.keepExit(c)
 	}
 	snapshot := *s
 	close(c.ended)
@@ -370,6 +372,9 @@ func (e *Engine) idle(ctx context.Context, p *pod) {
 		}
 	}
 	e.background.Go(func() {
+		if !e.exitsSaved(pod.ID) {
+			return // the engine stops, and the runner has them for the next
+		}
 		p.op.Lock()
 		defer p.op.Unlock()
 		for _, c := range e.containersOf(pod.ID) {
@@ -467,31 +472,6 @@ func (e *Engine) kill(ctx context.Context, c *container, client *runner.Client) 
 	return nil
 }
 
-// end returns a channel that is closed once what runs now has ended.
-func (c *container) end() <-chan struct{} {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.ended
-}
-
-// waitEnd waits at most limit for a container's end and reports whether it came.
-func waitEnd(ctx context.Context, ended <-chan struct{}, limit time.Duration) bool {
-	timer := time.NewTimer(max(limit, 0))
-	defer timer.Stop()
-	select {
-	case <-ended:
-		return true
-	default:
-	}
-	select {
-	case <-ended:
-		return true
-	case <-timer.C:
-	case <-ctx.Done():
-	}
-	return false
-}
-
 // RemoveContainer removes a container that does not run, or kills it first if
 // force is set. Its log file stays: it is its owner's. Idempotent.
 func (e *Engine) RemoveContainer(ctx context.Context, id string, force bool) error {
@@ -578,22 +558,4 @@ func (e *Engine) Containers(_ context.Context, owner string) []Container {
 		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID))
 	})
 	return out
-}
-
-// Wait returns the container once it has exited; NotFound if it is removed first.
-func (e *Engine) Wait(ctx context.Context, id string) (Container, error) {
-	c, err := e.findContainer(id)
-	if err != nil {
-		return Container{}, err
-	}
-	select {
-	case <-c.end():
-	case <-ctx.Done():
-		return Container{}, ctx.Err()
-	}
-	s := c.snapshot()
-	if s.State != StateExited {
-		return s, fault.New(fault.NotFound, "container %s was removed before it ran", s.ID)
-	}
-	return s, nil
 }

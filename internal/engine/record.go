@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // records keeps one JSON file for each pod or container in a directory, so
@@ -80,4 +81,47 @@ func newID() string {
 	var b [idLength / 2]byte
 	rand.Read(b[:])
 	return hex.EncodeToString(b[:])
+}
+
+// keepExit tries again to record an exit that could not be, until it is: a full
+// disk has room later. c.mu is held.
+func (e *Engine) keepExit(c *container) {
+	saved := make(chan struct{})
+	c.unsaved = saved
+	e.background.Go(func() {
+		for wait := time.Second; ; wait = min(2*wait, maxRetry) {
+			select {
+			case <-time.After(wait):
+			case <-c.removed:
+				close(saved)
+				return
+			case <-e.stopped:
+				return
+			}
+			if e.setContainer(c, func(*Container) {}) == nil {
+				close(saved)
+				return
+			}
+		}
+	})
+}
+
+// exitsSaved waits until the exits of a pod's containers are on disk; until
+// then only the runner has them, should the daemon be killed. It reports false
+// if the engine stops before.
+func (e *Engine) exitsSaved(podID string) bool {
+	for _, c := range e.containersOf(podID) {
+		c.mu.Lock()
+		saved := c.unsaved
+		c.mu.Unlock()
+		if saved == nil {
+			continue
+		}
+		select {
+		case <-saved:
+		case <-e.stopped:
+			return false
+		}
+	}
+	return true
 }

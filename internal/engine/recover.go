@@ -36,6 +36,7 @@ func (e *Engine) recover(ctx context.Context) error {
 		return fmt.Errorf("recover containers: %w", err)
 	}
 	var ready []*pod
+	var lost []*container // whose pod was stopped, and the record of their end failed
 	e.mu.Lock()
 	for id, rec := range pods {
 		p := newPod(rec)
@@ -55,6 +56,9 @@ func (e *Engine) recover(ctx context.Context) error {
 		c := newContainer(p, rec)
 		if rec.Container.State == StateExited {
 			close(c.ended)
+		}
+		if rec.Container.State.alive() && p.rec.Pod.State != PodReady {
+			lost = append(lost, c)
 		}
 		if rec.Container.State != StateCreated {
 			close(c.placed)

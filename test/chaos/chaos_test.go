@@ -46,8 +46,9 @@ type ferry struct {
 	t *testing.T
 }
 
-// newFerry starts a Ferry with the image box, which has busybox.
-func newFerry(t *testing.T) *ferry {
+// newFerry starts a Ferry with the image box, which has busybox, once its
+// machine is prepared.
+func newFerry(t *testing.T, prepare ...func(*machine.Machine)) *ferry {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it runs containers")
@@ -58,6 +59,9 @@ func newFerry(t *testing.T) *ferry {
 	}
 	f := &ferry{Machine: m, t: t}
 	t.Cleanup(f.remove)
+	for _, p := range prepare {
+		p(m)
+	}
 	f.Client, err = client.New(client.WithHost("unix://" + filepath.Join(m.RunDir, "docker.sock")))
 	if err != nil {
 		t.Fatal(err)
@@ -71,14 +75,25 @@ func newFerry(t *testing.T) *ferry {
 
 // remove takes everything away; what Ferry left is an error.
 func (f *ferry) remove() {
-	if f.t.Failed() {
-		if log, err := os.ReadFile(filepath.Join(f.DataDir, "ferryd.log")); err == nil {
-			f.t.Logf("ferryd.log ends with:\n%s", log[max(0, len(log)-8000):])
-		}
-	}
+	tellLog(f.t, f.Machine)
 	if err := f.Machine.Remove(); err != nil {
 		f.t.Error(err)
 	}
+}
+
+// tellLog shows the end of the daemon's log if the test has failed.
+func tellLog(t *testing.T, m *machine.Machine) {
+	log, err := os.ReadFile(filepath.Join(m.DataDir, "ferryd.log"))
+	if err != nil || !t.Failed() {
+		return
+	}
+	var own []byte // Kubernetes says a lot
+	for line := range bytes.Lines(log) {
+		if !bytes.Contains(line, []byte("part=kubernetes")) {
+			own = append(own, line...)
+		}
+	}
+	t.Logf("ferryd.log ends with:\n%s", own[max(0, len(own)-8000):])
 }
 
 // up brings the daemon up, which it may be already.

@@ -87,7 +87,7 @@ func New(opt Options) *Engine {
 		ctrByID:  map[string]*container{},
 		stopped:  make(chan struct{}),
 		apparmor: inspectAppArmor(),
-		users:    userRanges{used: map[uint32]bool{}},
+		users:    userRanges{used: map[uint32]int{}},
 	}
 }
 

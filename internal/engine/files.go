@@ -40,20 +40,26 @@ func (e *Engine) openFiles(ctx context.Context, id string, mounts bool) (*files.
 	if c.isRemoved() {
 		return nil, fault.New(fault.NotFound, "container %s was removed", id)
 	}
-	rec := c.record()
+	rec, users := c.record(), c.pod.snapshot().Spec.Users
 	var root *files.Root
+	defer func() {
+		if root != nil && users != nil {
+			root.SetOwners(ownersOf(*users))
+		}
+	}()
 	if mounts && rec.Container.State.alive() {
 		root, err = openRunning(rec)
 	}
 	if err != nil || root != nil {
 		return root, err
 	}
-	dir, err := e.mountRootfs(ctx, rec.Container.ID, c.pod.snapshot().Spec.Users)
+	dir, err := e.mountRootfs(ctx, rec.Container.ID, users)
 	if err != nil {
 		return nil, err
 	}
 	if !mounts {
-		return files.Open(dir)
+		root, err = files.Open(dir)
+		return root, err
 	}
 	var view []files.Mount
 	for _, m := range rec.Container.Spec.Mounts {

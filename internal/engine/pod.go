@@ -93,21 +93,13 @@ func (e *Engine) RunPod(ctx context.Context, spec PodSpec) (Pod, error) {
 		return Pod{}, fault.New(fault.Invalid, "pod %s: runtime handler %q is not known", spec.Name, spec.RuntimeHandler).
 			Hint("remove runtimeClassName, or use a RuntimeClass whose handler is empty")
 	}
-	if spec.AutoUsers {
-		users, err := e.users.take()
-		if err != nil {
-			return Pod{}, fmt.Errorf("run pod %s: %w", spec.Name, err)
-		}
-		spec.Users = &users
+	if err := e.giveUsers(&spec); err != nil {
+		return Pod{}, fmt.Errorf("run pod %s: %w", spec.Name, err)
 	}
 	p := newPod(podRecord{Pod: Pod{ID: newID(), Spec: spec, CreatedAt: time.Now()}})
 	p.op.Lock()
 	defer p.op.Unlock()
-	err := checkUsers(spec)
-	if err == nil {
-		err = e.startPod(ctx, p)
-	}
-	if err != nil {
+	if err := e.startPod(ctx, p); err != nil {
 		e.releaseUsers(spec)
 		return Pod{}, errors.Join(fmt.Errorf("run pod %s: %w", spec.Name, err), e.pods.remove(p.id))
 	}
@@ -122,8 +114,12 @@ func (e *Engine) RunPod(ctx context.Context, spec PodSpec) (Pod, error) {
 // host port: those come with the start of its first container, which
 // StopWhenIdle must be set for, or with StartPod.
 func (e *Engine) CreatePod(_ context.Context, spec PodSpec) (Pod, error) {
+	if err := e.giveUsers(&spec); err != nil {
+		return Pod{}, fmt.Errorf("create pod %s: %w", spec.Name, err)
+	}
 	p := newPod(podRecord{Pod: Pod{ID: newID(), Spec: spec, State: PodNotReady, CreatedAt: time.Now()}})
 	if err := e.pods.save(p.id, p.record()); err != nil {
+		e.releaseUsers(spec)
 		return Pod{}, fmt.Errorf("create pod %s: %w", spec.Name, err)
 	}
 	e.mu.Lock()

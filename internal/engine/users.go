@@ -6,6 +6,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/ferryos/ferry/internal/engine/files"
 	"github.com/ferryos/ferry/internal/engine/runner"
 	"github.com/ferryos/ferry/internal/engine/store"
 	"github.com/ferryos/ferry/internal/fault"
@@ -18,18 +19,18 @@ type Users = store.Users
 type IDMap = store.IDMap
 
 // Where AutoUsers takes ranges from: ids that systemd's list of them,
-// https://systemd.io/UIDS-GIDS, leaves unused, and that lie far from what the
-// kubelet gives out.
+// https://systemd.io/UIDS-GIDS, leaves unused. The kubelet, which gives pods
+// ranges from anywhere, may give out one of them: those of pods are left out.
 const (
 	usersFirst  = 0x70000000
 	usersSize   = 1 << 16
 	usersRanges = 0xfff
 )
 
-// userRanges are the ranges that AutoUsers has given to pods.
+// userRanges are the ranges that pods have.
 type userRanges struct {
 	mu   sync.Mutex
-	used map[uint32]bool // by first id
+	used map[uint32]int // pods by the first id of their range
 	next uint32
 }
 
@@ -40,8 +41,8 @@ func (r *userRanges) take() (Users, error) {
 	for range usersRanges {
 		first := usersFirst + r.next%usersRanges*usersSize
 		r.next++ // what was used last is used again last
-		if !r.used[first] {
-			r.used[first] = true
+		if r.used[first] == 0 {
+			r.used[first] = 1
 			one := []IDMap{{Inside: 0, Host: first, Size: usersSize}}
 			return Users{UIDs: one, GIDs: one}, nil
 		}
@@ -50,24 +51,48 @@ func (r *userRanges) take() (Users, error) {
 		Hint("remove containers that have a user namespace of their own")
 }
 
-// claim takes the range of a pod that exists already.
+// claim takes the range that a pod was given.
 func (r *userRanges) claim(spec PodSpec) {
-	if !spec.AutoUsers || spec.Users == nil {
+	if spec.Users == nil {
 		return
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.used[spec.Users.UIDs[0].Host] = true
+	r.used[spec.Users.UIDs[0].Host&^(usersSize-1)]++
+}
+
+// giveUsers completes and checks what a pod's spec says of users.
+func (e *Engine) giveUsers(spec *PodSpec) error {
+	if spec.AutoUsers {
+		users, err := e.users.take()
+		if err != nil {
+			return err
+		}
+		spec.Users = &users
+	}
+	if err := checkUsers(*spec); err != nil {
+		if spec.AutoUsers {
+			e.releaseUsers(*spec)
+		}
+		return err
+	}
+	if !spec.AutoUsers {
+		e.users.claim(*spec)
+	}
+	return nil
 }
 
 // releaseUsers gives back the range that a pod was given.
 func (e *Engine) releaseUsers(spec PodSpec) {
-	if !spec.AutoUsers || spec.Users == nil {
+	if spec.Users == nil {
 		return
 	}
 	e.users.mu.Lock()
 	defer e.users.mu.Unlock()
-	delete(e.users.used, spec.Users.UIDs[0].Host)
+	first := spec.Users.UIDs[0].Host &^ (usersSize - 1)
+	if e.users.used[first]--; e.users.used[first] <= 0 {
+		delete(e.users.used, first)
+	}
 }
 
 // checkUsers refuses a user namespace that would not isolate, or that cannot be made.
@@ -111,6 +136,27 @@ func ociMappings(in []IDMap) []specs.LinuxIDMapping {
 		out = append(out, specs.LinuxIDMapping{ContainerID: m.Inside, HostID: m.Host, Size: m.Size})
 	}
 	return out
+}
+
+// ownersOf translates the owners of a container's files.
+func ownersOf(u Users) files.Owners {
+	uids, gids := u.UIDs[0], u.GIDs[0]
+	in := func(id int, m IDMap) int {
+		if id >= int(m.Host) && id-int(m.Host) < int(m.Size) {
+			return id - int(m.Host)
+		}
+		return id
+	}
+	out := func(id int, m IDMap) int {
+		if id < int(m.Size) {
+			return id + int(m.Host)
+		}
+		return id
+	}
+	return files.Owners{
+		Inside:  func(uid, gid int) (int, int) { return in(uid, uids), in(gid, gids) },
+		Outside: func(uid, gid int) (int, int) { return out(uid, uids), out(gid, gids) },
+	}
 }
 
 // rootOf is who root of the user namespace is on the host.

@@ -146,7 +146,11 @@ func TestUserRanges(t *testing.T) {
 			m.Stop()
 			m.Start()
 		}
-		pod, err := m.RunPod(t.Context(), kind)
+		make := m.RunPod
+		if i%2 == 1 {
+			make = m.CreatePod
+		}
+		pod, err := make(t.Context(), kind)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -27,6 +27,32 @@ import (
 type Root struct {
 	dir  *os.File
 	keep *os.File // the mount namespace that dir is in; nil for the daemon's own
+
+	owners Owners
+}
+
+// Owners translates the owners of files, user and group, for a root that belongs
+// to a user namespace: Inside to what they are for its processes, and so in
+// archives, Outside to what they are on the machine.
+type Owners struct {
+	Inside, Outside func(uid, gid int) (int, int)
+}
+
+// SetOwners has owners translated. Call it before anything else.
+func (r *Root) SetOwners(o Owners) { r.owners = o }
+
+func (r *Root) inside(uid, gid uint32) (int, int) {
+	if r.owners.Inside == nil {
+		return int(uid), int(gid)
+	}
+	return r.owners.Inside(int(uid), int(gid))
+}
+
+func (r *Root) outside(uid, gid int) (int, int) {
+	if r.owners.Outside == nil {
+		return uid, gid
+	}
+	return r.owners.Outside(uid, gid)
 }
 
 // Open opens a directory of this machine as a root.
@@ -257,7 +283,11 @@ func (r *Root) makeDirs(name string) (*os.File, error) {
 		return nil, err
 	}
 	defer parent.Close()
-	if err := unix.Mkdirat(int(parent.Fd()), path.Base(clean), 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+	err = unix.Mkdirat(int(parent.Fd()), path.Base(clean), 0o755)
+	if uid, gid := r.outside(0, 0); err == nil && uid|gid != 0 {
+		err = unix.Fchownat(int(parent.Fd()), path.Base(clean), uid, gid, unix.AT_SYMLINK_NOFOLLOW)
+	}
+	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return nil, &fs.PathError{Op: "mkdir", Path: name, Err: err}
 	}
 	return r.resolve(clean, flags)
@@ -291,7 +321,8 @@ func (r *Root) Stat(name string) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	info := Info{Name: path.Base(path.Clean("/" + name)), Size: st.Size(), Mode: st.Mode(), ModTime: st.ModTime(), UID: int(sys.Uid), GID: int(sys.Gid)}
+	info := Info{Name: path.Base(path.Clean("/" + name)), Size: st.Size(), Mode: st.Mode(), ModTime: st.ModTime()}
+	info.UID, info.GID = r.inside(sys.Uid, sys.Gid)
 	if st.Mode()&fs.ModeSymlink != 0 {
 		info.LinkTarget, err = r.follow(path.Clean("/"+name), maxLinks)
 	}

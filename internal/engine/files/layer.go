@@ -98,7 +98,7 @@ func (l Layer) hidden(e layerEntry) ([]Change, error) {
 
 // Pack writes the layer as a tar of an image's layer and tells how many entries it has.
 func (l Layer) Pack(ctx context.Context, out io.Writer) (entries int, err error) {
-	p := packer{out: tar.NewWriter(out), linked: map[inode]string{}}
+	p := packer{root: l.Upper, out: tar.NewWriter(out), linked: map[inode]string{}}
 	err = l.walk(ctx, func(e layerEntry) error {
 		entries++
 		name := e.path[1:]

@@ -34,7 +34,7 @@ func (r *Root) Pack(ctx context.Context, out io.Writer, name, as string) error {
 		return asFault(err)
 	}
 	defer top.Close()
-	p := packer{out: tar.NewWriter(out), linked: map[inode]string{}}
+	p := packer{root: r, out: tar.NewWriter(out), linked: map[inode]string{}}
 	if err := p.add(ctx, top, as, 0); err != nil {
 		return asFault(err)
 	}
@@ -44,6 +44,7 @@ func (r *Root) Pack(ctx context.Context, out io.Writer, name, as string) error {
 type inode struct{ dev, ino uint64 }
 
 type packer struct {
+	root   *Root
 	out    *tar.Writer
 	linked map[inode]string // files of several names, by the first
 }
@@ -73,7 +74,8 @@ func (p *packer) add(ctx context.Context, f *os.File, as string, depth int) erro
 
 // one writes a file, or of a directory that alone.
 func (p *packer) one(f *os.File, st unix.Stat_t, as string) (err error) {
-	h := &tar.Header{Name: as, Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid), Format: tar.FormatPAX, ModTime: modTime(st)}
+	uid, gid := p.root.inside(st.Uid, st.Gid)
+	h := &tar.Header{Name: as, Uid: uid, Gid: gid, Mode: int64(st.Mode & 0o7777), Format: tar.FormatPAX, ModTime: modTime(st)}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		h.Typeflag, h.Name = tar.TypeDir, as+"/"

@@ -277,6 +277,7 @@ func (u *unpacker) dress(f *os.File, name string, h *tar.Header) error {
 	if u.opt.Owner != nil {
 		uid, gid = u.opt.Owner[0], u.opt.Owner[1]
 	}
+	uid, gid = u.root.outside(uid, gid)
 	if err := unix.Fchownat(int(f.Fd()), "", uid, gid, unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return &fs.PathError{Op: "chown", Path: name, Err: err}
 	}

@@ -111,8 +111,9 @@ func newEngineParts(cfg config.Config, pool int, log *slog.Logger) (*parts, erro
 		return nil, err
 	}
 	hub := registry.New(registry.Options{Root: filepath.Join(cfg.DataDir, "registry"), Gateway: cfg.Gateway(), Port: cfg.Registry.Port, Log: log})
-	images := newStore(cfg, hub, log)
-	containers := engine.New(engine.Options{
+	var containers *engine.Engine
+	images := newStore(cfg, hub, func(ctx context.Context) []string { return containers.ImagesInUse(ctx) }, log)
+	containers = engine.New(engine.Options{
 		DataDir: filepath.Join(cfg.DataDir, "engine"), RunDir: cfg.RunDir, RunnerBinary: filepath.Join(cfg.LibexecDir, "ferry-runner"),
 		CgroupParent: cfg.CgroupParent, Store: images, Network: bridge, Log: log, Runners: pool,
 	})
@@ -129,14 +130,17 @@ func (p *parts) ownCredential(host string) (user, password string) {
 
 // newStore makes the image store, which has the built-in registry's credential
 // and finds others where docker keeps them.
-func newStore(cfg config.Config, hub *registry.Registry, log *slog.Logger) *store.Store {
+func newStore(cfg config.Config, hub *registry.Registry, inUse func(context.Context) []string, log *slog.Logger) *store.Store {
 	ours := func(host string) bool { return slices.Contains(hub.Hosts(), host) }
 	var registries []store.Registry
 	for _, r := range cfg.Registries {
 		registries = append(registries, store.Registry(r))
 	}
+	minAge, maxAge := cfg.Images.Ages()
 	return store.New(store.Options{
 		Root: filepath.Join(cfg.DataDir, "images"), Log: log, PlainHTTP: ours, Registries: registries, HostsDir: cfg.Images.HostsDir,
+		InUse: inUse, Keep: store.Keep{HighPercent: cfg.Images.HighPercent, LowPercent: cfg.Images.LowPercent,
+			MinAge: minAge, MaxAge: maxAge, RemoveTagged: *cfg.Images.RemoveTagged},
 		Credential: func(host string) (user, password string) {
 			if ours(host) {
 				return hub.Credential()

@@ -145,7 +145,7 @@ func TestWrongUsage(t *testing.T) {
 		err  string
 	}{
 		{"nothing", "error: unknown command \"nothing\"\nhint: `ferry --help` lists the commands\n"},
-		{"imagse", "error: unknown command \"imagse\"\nhint: did you mean `ferry images`\\? `ferry --help` lists the commands\n"},
+		{"imagse", "error: unknown command \"imagse\"\nhint: did you mean `ferry image`\\? `ferry --help` lists the commands\n"},
 		{"strat", "did you mean `ferry start`"},
 		{"--nothing", "error: unknown flag: --nothing\nhint: `ferry --help` lists the flags\n"},
 		{"ps --nothing", "hint: `ferry ps --help` lists the flags\n"},

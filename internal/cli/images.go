@@ -5,12 +5,15 @@ import (
 	"context"
 	"errors"
 	"io"
+	"iter"
 	"os"
 	"strings"
 	"time"
 
+	"github.com/containerd/platforms"
 	imageref "github.com/distribution/reference"
 	"github.com/docker/go-units"
+	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 
@@ -99,36 +102,57 @@ func (e *env) rmiCommand() *cobra.Command {
 }
 
 func (e *env) pullCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "pull IMAGE", Short: "Fetch an image from a registry", Example: "  ferry pull localhost:5000/digits:v1",
-		Args: exactly(1, "IMAGE"),
+	var platform string
+	cmd := &cobra.Command{
+		Use: "pull IMAGE", Short: "Fetch an image from a registry",
+		Example: "  ferry pull localhost:5000/digits:v1\n  ferry pull --platform linux/arm64 debian:bookworm",
+		Args:    exactly(1, "IMAGE"),
 		RunE: interruptible(func(ctx context.Context, args []string) error {
-			return e.withDocker(func(c *client.Client) error { return e.pull(ctx, c, args[0], false) })
+			return e.withDocker(func(c *client.Client) error { return e.pull(ctx, c, args[0], platform, false) })
 		}),
 	}
+	cmd.Flags().StringVar(&platform, "platform", "", "fetch the variant for this `OS/ARCH`")
+	return cmd
 }
 
 // pull fetches an image and shows the registry's answer on standard error, or
 // on standard output if it is what was asked for.
-func (e *env) pull(ctx context.Context, c *client.Client, name string, beside bool) error {
+func (e *env) pull(ctx context.Context, c *client.Client, name, platform string, beside bool) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
-	res, err := c.ImagePull(ctx, name, client.ImagePullOptions{})
+	var opt client.ImagePullOptions
+	if platform != "" {
+		p, err := platforms.Parse(platform)
+		if err != nil {
+			return fault.New(fault.Invalid, "platform %q: %w", platform, err).Hint("platforms look like linux/arm64")
+		}
+		opt.Platforms = append(opt.Platforms, p)
+	}
+	res, err := c.ImagePull(ctx, name, opt)
 	if err != nil {
 		return err
 	}
 	defer res.Close()
-	for msg, err := range res.JSONMessages(ctx) {
-		switch {
-		case err != nil:
+	show := func(line string) { e.term.Printf("%s\n", line) }
+	if beside {
+		show = func(line string) { e.term.Notef("%s", line) }
+	}
+	return showSteps(res.JSONMessages(ctx), show)
+}
+
+// showSteps shows the progress of a pull or push, without how far each blob is.
+func showSteps(messages iter.Seq2[jsonstream.Message, error], show func(line string)) error {
+	for msg, err := range messages {
+		if err != nil {
 			return err
-		case msg.Error != nil:
-			return msg.Error
-		case beside:
-			e.term.Notef("%s", msg.Status)
-		default:
-			e.term.Printf("%s\n", msg.Status)
+		}
+		line, err := step(msg)
+		if err != nil {
+			return err
+		}
+		if line != "" {
+			show(line)
 		}
 	}
 	return nil
@@ -149,16 +173,7 @@ func (e *env) pushCommand() *cobra.Command {
 					return err
 				}
 				defer res.Close()
-				for msg, err := range res.JSONMessages(ctx) {
-					switch {
-					case err != nil:
-						return err
-					case msg.Error != nil:
-						return msg.Error
-					}
-					e.term.Printf("%s\n", msg.Status)
-				}
-				return nil
+				return showSteps(res.JSONMessages(ctx), func(line string) { e.term.Printf("%s\n", line) })
 			})
 		}),
 	}

@@ -52,6 +52,18 @@ func TestImages(t *testing.T) {
 		{"pull localhost:1/x", 6, "", "error: pull localhost:1/x.*\nhint: the registry cannot be reached"},
 		{"push other:v1", 6, "(?s).*", "error: .*"},
 		{"push nothing", 5, "", "error: no image has the name .*nothing"},
+		{"pull --platform a/b/c/d x", 2, "", "error: platform .*\nhint: platforms look like"},
+		{"image ls", 0, `(?s)NAME.*other:v1 .*`, ""},
+		{"image inspect other:v1", 0, `(?s)\{.*"RepoTags".*other:v1.*`, ""},
+		{"image inspect nothing", 5, "", "error: no such image"},
+		{"image history other:v1", 0, "AGE +SIZE +CREATED BY\n", ""},
+		{"image tag other:v1 more:v1", 0, "", ""},
+		{"image prune", 0, "", "0B freed\n"},
+		{"image prune --all", 0, `(?s)untagged (other|more):v1\n.*deleted sha256:[0-9a-f]{64}\n`, "freed\n"},
+		{"image rm other:v1", 5, "", "error: no such image"},
+		{"image bootstrap fedora:41", 2, "", "error: bootstrap fedora:41: the name must be"},
+		{"image bootstrap debian:../x", 2, "", "error: bootstrap"},
+		{"image bootstrap debian", 2, "", "error: bootstrap"},
 	} {
 		t.Run(tt.line, func(t *testing.T) { ferry(t, strings.Fields(tt.line)...).wants(t, tt.code, tt.out, tt.err) })
 	}

@@ -108,14 +108,14 @@ func engineError(err error) error {
 // create makes the container, pulling its image if that is wanted.
 func (e *env) create(ctx context.Context, c *client.Client, req client.ContainerCreateOptions, pull string) (string, error) {
 	if pull == "always" {
-		if err := e.pull(ctx, c, req.Config.Image, true); err != nil {
+		if err := e.pull(ctx, c, req.Config.Image, "", true); err != nil {
 			return "", err
 		}
 	}
 	res, err := c.ContainerCreate(ctx, req)
 	if missing := e.dockerError(err); pull == "missing" && fault.Is(missing, fault.NotFound) && strings.Contains(missing.Error(), "No such image") {
 		e.term.Notef("image %s is not on this machine; pulling it", req.Config.Image)
-		if err := e.pull(ctx, c, req.Config.Image, true); err != nil {
+		if err := e.pull(ctx, c, req.Config.Image, "", true); err != nil {
 			return "", err
 		}
 		res, err = c.ContainerCreate(ctx, req)

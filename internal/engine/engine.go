@@ -175,6 +175,25 @@ func (e *Engine) Running() bool {
 // Images returns the image store.
 func (e *Engine) Images() *store.Store { return e.opt.Store }
 
+// ImagesInUse returns the images that containers were made of or have mounted:
+// IDs, and what the mounts call them.
+func (e *Engine) ImagesInUse(ctx context.Context) []string {
+	var list []string
+	for _, c := range e.Containers(ctx, "") {
+		list = append(list, c.ImageID)
+		for _, m := range c.Spec.Mounts {
+			if m.Kind != MountImage {
+				continue
+			}
+			list = append(list, m.Source)
+			if img, err := e.opt.Store.Image(ctx, m.Source); err == nil { // else it is gone already
+				list = append(list, img.Digest)
+			}
+		}
+	}
+	return list
+}
+
 // Gateway is the address at which containers reach this machine.
 func (e *Engine) Gateway() netip.Addr { return e.opt.Network.Gateway() }
 

@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/engine/store"
 	"github.com/ferryos/ferry/internal/fault"
 )
@@ -28,22 +30,32 @@ func (s *Service) ListImages(ctx context.Context, f *runtimeapi.ImageFilter) ([]
 		if err != nil {
 			return nil, asStatus(err)
 		}
-		return []*runtimeapi.Image{imageOf(img)}, nil
+		return []*runtimeapi.Image{imageOf(img, s.pinned(ctx)(img))}, nil
 	}
 	all, err := s.opt.Engine.Images().Images(ctx)
 	if err != nil {
 		return nil, asStatus(err)
 	}
-	out := make([]*runtimeapi.Image, 0, len(all))
+	out, pinned := make([]*runtimeapi.Image, 0, len(all)), s.pinned(ctx)
 	for _, img := range all {
-		out = append(out, imageOf(img))
+		out = append(out, imageOf(img, pinned(img)))
 	}
 	return out, nil
 }
 
-func imageOf(img store.Image) *runtimeapi.Image {
+// pinned returns what tells the images that the kubelet, which removes those that
+// its own containers do not use, is to leave alone: what comes with Ferry, and
+// what containers of other owners were made of.
+func (s *Service) pinned(ctx context.Context) func(store.Image) bool {
+	others := s.opt.Engine.Containers(ctx, engine.OwnerDocker)
+	return func(img store.Image) bool {
+		return isBundled(img.Names) || slices.ContainsFunc(others, func(c engine.Container) bool { return c.ImageID == img.ID })
+	}
+}
+
+func imageOf(img store.Image, pinned bool) *runtimeapi.Image {
 	out := &runtimeapi.Image{Id: img.ID, RepoTags: img.RepoTags(), RepoDigests: img.RepoDigests(), Size: uint64(img.Size),
-		Spec: &runtimeapi.ImageSpec{Image: img.ID}, Pinned: isBundled(img.Names)}
+		Spec: &runtimeapi.ImageSpec{Image: img.ID}, Pinned: pinned}
 	name, _, _ := strings.Cut(img.Config.User, ":")
 	if uid, err := strconv.ParseInt(name, 10, 64); err == nil {
 		out.Uid = &runtimeapi.Int64Value{Value: uid}
@@ -71,7 +83,7 @@ func (s *Service) ImageStatus(ctx context.Context, image *runtimeapi.ImageSpec, 
 	if err != nil {
 		return nil, asStatus(err)
 	}
-	r := &runtimeapi.ImageStatusResponse{Image: imageOf(img)}
+	r := &runtimeapi.ImageStatusResponse{Image: imageOf(img, s.pinned(ctx)(img))}
 	if verbose {
 		info, err := json.Marshal(map[string]any{"imageSpec": map[string]any{"config": img.Config}}) // as crictl looks for it
 		if err != nil {

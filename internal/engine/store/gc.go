@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -15,7 +16,12 @@ import (
 // the moments in which something is removed and started anew.
 const collectDelay = 3 * time.Second
 
-// collector runs garbage collection in the background after removals.
+// lookEvery is how often the disk is looked at, and what nobody asks for any
+// more: downloads that were never taken up again.
+const lookEvery = 5 * time.Minute
+
+// collector runs garbage collection in the background, after removals and now
+// and then.
 type collector struct {
 	wake   chan struct{}
 	cancel context.CancelFunc
@@ -30,18 +36,24 @@ func (c *collector) start(ctx context.Context, s *Store) {
 }
 
 func (c *collector) run(ctx context.Context, s *Store) {
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
 	for {
+		var err error
 		select {
+		case <-ctx.Done():
+			return
+		case <-look.C:
+			err = errors.Join(s.GC(ctx), s.Reclaim(ctx, time.Now()), s.used.save(s.usedFile()))
 		case <-c.wake:
-		case <-ctx.Done():
-			return
+			select {
+			case <-time.After(collectDelay):
+			case <-ctx.Done():
+				return
+			}
+			err = s.GC(ctx)
 		}
-		select {
-		case <-time.After(collectDelay):
-		case <-ctx.Done():
-			return
-		}
-		if err := s.GC(ctx); err != nil && ctx.Err() == nil {
+		if err != nil && ctx.Err() == nil {
 			s.opt.Log.Error("collect garbage", "error", err)
 		}
 	}

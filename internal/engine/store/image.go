@@ -325,6 +325,14 @@ func (s *Store) targetOf(ctx context.Context, img Image) (ocispec.Descriptor, er
 	return records[0].Target, nil
 }
 
+// name is setName of what was brought here just now: that counts as a use.
+func (s *Store) name(ctx context.Context, ref string, target ocispec.Descriptor) error {
+	s.used.mu.RLock()
+	defer s.used.mu.RUnlock()
+	s.used.note(target.Digest.String(), time.Now())
+	return s.setName(ctx, ref, target)
+}
+
 // setName points a name to target. An image that thereby loses its last name
 // stays as a dangling one.
 func (s *Store) setName(ctx context.Context, ref string, target ocispec.Descriptor) error {

@@ -130,7 +130,7 @@ func (s *Store) loadOne(ctx context.Context, target ocispec.Descriptor, platform
 			return "", err
 		}
 	}
-	return ref, s.setName(ctx, ref, target) // at last: on error the name stays what it was
+	return ref, s.name(ctx, ref, target) // at last: on error the name stays what it was
 }
 
 // keepTree labels what target is made of, as far as it is here and wanted, so

@@ -33,10 +33,13 @@ func rooted() snapshots.Opt {
 // PrepareRootfs makes the writable layer of a container on an image, unpacking
 // that if it is not yet. Call RemoveRootfs at the end.
 func (s *Store) PrepareRootfs(ctx context.Context, id, image string) ([]Mount, error) {
+	s.used.mu.RLock()
+	defer s.used.mu.RUnlock()
 	img, err := s.Image(ctx, image)
 	if err != nil {
 		return nil, err
 	}
+	s.used.note(img.Target, time.Now())
 	if err := s.runnable(img); err != nil {
 		return nil, fmt.Errorf("image %s: %w", image, err)
 	}
@@ -112,10 +115,13 @@ func (s *Store) RootfsSize(ctx context.Context, id string) (int64, error) {
 // ViewImage makes a read-only file system of an image, or of an artifact's
 // files, by its manifest's digest. Call RemoveView at the end.
 func (s *Store) ViewImage(ctx context.Context, key, digest string) ([]Mount, error) {
+	s.used.mu.RLock()
+	defer s.used.mu.RUnlock()
 	img, err := s.Image(ctx, digest)
 	if err != nil {
 		return nil, err
 	}
+	s.used.note(img.Target, time.Now())
 	ctx = namespaced(ctx)
 	var parent string
 	if img.ArtifactType != "" {

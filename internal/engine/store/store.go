@@ -68,7 +68,12 @@ type Options struct {
 	// RetryPause is how long a download that was cut off waits before the second
 	// try, and longer before each that follows; half a second if it is 0.
 	RetryPause time.Duration
-	Log        *slog.Logger
+	// Keep says which images may be removed when, by Reclaim.
+	Keep Keep
+	// InUse returns the IDs, or manifests' digests, of the images that containers
+	// were made of. May be nil: none are.
+	InUse func(ctx context.Context) []string
+	Log   *slog.Logger
 }
 
 // Store is the image store. Its methods may be called concurrently.
@@ -88,6 +93,7 @@ type Store struct {
 	unpacked keyedMutex // by chain ID or artifact: who makes the snapshot
 	fetching keyedMutex // by digest: who downloads the blob
 	clients  clients
+	used     usage
 	collect  collector
 }
 
@@ -139,6 +145,7 @@ func (s *Store) Start(ctx context.Context) (err error) {
 	s.snapshotter = s.db.Snapshotter(SnapshotterName)
 	s.images, s.leases = metadata.NewImageStore(s.db), metadata.NewLeaseManager(s.db)
 	s.applier = apply.NewFileSystemApplier(s.db.ContentStore())
+	s.used.load(s.usedFile(), s.opt.Log)
 	s.collect.start(ctx, s)
 	s.sweep(ctx)
 	return nil
@@ -151,7 +158,7 @@ func (s *Store) tmp() string { return filepath.Join(s.opt.Root, "tmp") }
 func (s *Store) Stop(context.Context) error {
 	s.collect.stop()
 	s.clients.closeIdle()
-	return errors.Join(s.overlay.Close(), s.db.Close(), s.bolt.Close())
+	return errors.Join(s.used.save(s.usedFile()), s.overlay.Close(), s.db.Close(), s.bolt.Close())
 }
 
 // ContentStore is the blobs, for BuildKit.

@@ -78,7 +78,7 @@ func (s *Store) Pull(ctx context.Context, name string, opt TransferOptions) (_ I
 	if err != nil {
 		return Image{}, fmt.Errorf("pull %s: %w", name, err)
 	}
-	if err := s.setName(leased, ref, target); err != nil {
+	if err := s.name(leased, ref, target); err != nil {
 		return Image{}, fmt.Errorf("pull %s: %w", name, err)
 	}
 	img.Names = []string{ref}

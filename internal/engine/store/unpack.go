@@ -11,6 +11,8 @@ import (
 	"io"
 	"path"
 	"runtime"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -150,7 +152,7 @@ func (l *layer) place(ctx context.Context, key, dir string, slots *semaphore.Wei
 // apply writes the layer's files to dir and verifies what it read. It trusts
 // the blob for nothing but that it is the one with this digest.
 func (l *layer) apply(ctx context.Context, dir string) error {
-	if !images.IsLayerType(l.blob.MediaType) {
+	if !images.IsLayerType(l.blob.MediaType) || strings.HasSuffix(l.blob.MediaType, "+encrypted") {
 		return fault.New(fault.Unsupported, "layers of type %s cannot be unpacked", l.blob.MediaType)
 	}
 	ra, err := l.store.db.ContentStore().ReaderAt(ctx, l.blob)
@@ -216,10 +218,15 @@ func (l *layer) untar(ctx context.Context, dir string, in io.Reader) error {
 	return err
 }
 
+// archiveErrors are what the kernel says of names and links that make no sense.
+var archiveErrors = []syscall.Errno{syscall.ENOENT, syscall.EEXIST, syscall.ENOTDIR, syscall.EISDIR, syscall.EINVAL, syscall.ENAMETOOLONG, syscall.ELOOP}
+
 // badArchive tells an archive that is damaged from a machine that fails.
 func badArchive(err error) error {
-	var errno syscall.Errno
-	if errors.As(err, &errno) && errno != syscall.ENOTDIR && errno != syscall.EINVAL && errno != syscall.ENAMETOOLONG && errno != syscall.ELOOP {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok && !slices.Contains(archiveErrors, errno) {
+		return err
+	}
+	if fault.KindOf(err) != fault.Internal {
 		return err
 	}
 	return fault.New(fault.Invalid, "the layer cannot be unpacked: %w", err)

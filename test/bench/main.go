@@ -222,6 +222,9 @@ func (b *bench) running(ctx context.Context) error {
 		if err := b.containers(m); err != nil {
 			return err
 		}
+		if err := b.pulls(m); err != nil {
+			return err
+		}
 		return b.cri(ctx, m)
 	})
 }

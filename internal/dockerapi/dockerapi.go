@@ -30,6 +30,7 @@ import (
 
 	"github.com/ferryos/ferry/internal/build"
 	"github.com/ferryos/ferry/internal/dockerapi/eventlog"
+	"github.com/ferryos/ferry/internal/dockerapi/supervise"
 	"github.com/ferryos/ferry/internal/dockerapi/volume"
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/fault"
@@ -79,6 +80,7 @@ type Server struct {
 	names  nameTable
 	execs  execTable
 	events *eventlog.Log
+	life   *supervise.Supervisor // set by Start
 
 	volumes *volume.Store
 	using   sync.RWMutex // held for reading while a container is made, for writing while volumes are removed
@@ -124,7 +126,9 @@ func (s *Server) Start(ctx context.Context) error {
 		ReadHeaderTimeout: 30 * time.Second,
 		ErrorLog:          slog.NewLogLogger(s.opt.Log.Handler(), slog.LevelDebug),
 	}
+	s.life = supervise.New(supervised{s}, s.background, s.opt.Log)
 	events := s.opt.Engine.Subscribe(base)
+	s.look(base) // before the first request, which may ask for somebody's health
 	s.background(func(ctx context.Context) { s.follow(ctx, events) })
 	s.background(func(context.Context) {
 		if err := s.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
@@ -166,10 +170,12 @@ func listen(ctx context.Context, path string) (net.Listener, error) {
 }
 
 // follow does what Docker's daemon does by itself when a container exits or
-// is gone, until ctx ends: --rm removes it, its name and its log become free.
+// is gone, until ctx ends: it starts it again or --rm removes it, its name and
+// its log become free.
 func (s *Server) follow(ctx context.Context, events <-chan engine.Event) {
 	for {
 		s.removeStrayLogs(ctx)
+		s.look(ctx)
 		for _, c := range s.opt.Engine.Containers(ctx, engine.OwnerDocker) {
 			if c.State == engine.StateExited {
 				s.autoRemove(ctx, c)
@@ -188,6 +194,7 @@ func (s *Server) followEvents(ctx context.Context, events <-chan engine.Event) {
 		if ev.Container == nil || ev.Pod.Spec.Owner != engine.OwnerDocker {
 			continue
 		}
+		s.observe(ev)
 		s.publishEngine(ev)
 		switch ev.Type {
 		case engine.EventExited:

@@ -47,10 +47,11 @@ type execTable struct {
 
 func newExecTable() execTable { return execTable{mu: new(sync.Mutex), byID: map[string]*execSession{}} }
 
-func (t execTable) add(c engine.Container, req container.ExecCreateRequest, now time.Time) *execSession {
+func (t execTable) add(c engine.Container, req container.ExecCreateRequest) *execSession {
 	var b [32]byte
 	rand.Read(b[:])
 	e := &execSession{id: hex.EncodeToString(b[:]), containerID: c.ID, container: c, request: req, running: make(chan struct{})}
+	now := time.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	maps.DeleteFunc(t.byID, func(_ string, e *execSession) bool {
@@ -108,13 +109,15 @@ func (s *Server) execCreate(w http.ResponseWriter, r *http.Request) error {
 		return fault.New(fault.Invalid, "No exec command specified")
 	case c.State == engine.StatePaused:
 		return fault.New(fault.Conflict, "container %s is paused, unpause the container before exec", c.Spec.Name)
+	case c.State == stateRestarting:
+		return fault.New(fault.Conflict, "Container %s is restarting, wait until the container is running", c.ID)
 	case c.State != engine.StateRunning:
 		return fault.New(fault.Conflict, "container %s is not running", c.Spec.Name).Hint("start it with `ferry start %s`", c.Spec.Name)
 	}
 	if _, err := detachable(nil, req.DetachKeys); err != nil {
 		return err
 	}
-	e := s.execs.add(c, req, time.Now())
+	e := s.execs.add(c, req)
 	s.publishExec(e, events.ActionExecCreate)
 	return writeJSON(w, http.StatusCreated, container.ExecCreateResponse{ID: e.id})
 }
@@ -137,7 +140,10 @@ func (s *Server) execStart(w http.ResponseWriter, r *http.Request) error {
 	}
 	if req.Detach {
 		failed := make(chan error, 1)
-		s.background(func(ctx context.Context) { failed <- s.runExec(ctx, e, size, engine.Streams{}) })
+		s.background(func(ctx context.Context) {
+			_, err := s.runExec(ctx, e, size, engine.Streams{})
+			failed <- err
+		})
 		<-e.running
 		if e.runsAs() == "" {
 			return startError("exec failed", <-failed)
@@ -170,7 +176,7 @@ func (s *Server) execStart(w http.ResponseWriter, r *http.Request) error {
 		}
 		streams.Stdin = in
 	}
-	if err := s.runExec(ctx, e, size, streams); err != nil && e.runsAs() == "" {
+	if _, err := s.runExec(ctx, e, size, streams); err != nil && e.runsAs() == "" {
 		// The answer has begun: the message goes where the output would.
 		_, _ = stderr.Write([]byte(message(startError("exec failed", err)) + "\r\n"))
 	}
@@ -195,8 +201,8 @@ func (e *execSession) begin() error {
 	return nil
 }
 
-// runExec runs the session's process to its end.
-func (s *Server) runExec(ctx context.Context, e *execSession, size *[2]uint, streams engine.Streams) error {
+// runExec runs the session's process to its end and returns its exit code.
+func (s *Server) runExec(ctx context.Context, e *execSession, size *[2]uint, streams engine.Streams) (int, error) {
 	var first [2]uint
 	if size != nil { // rows first, as Docker has it
 		first = [2]uint{size[1], size[0]}
@@ -223,7 +229,7 @@ func (s *Server) runExec(ctx context.Context, e *execSession, size *[2]uint, str
 		e.code = codeKilled
 	}
 	s.publishOf(e.container, events.ActionExecDie, "execID", e.id, "exitCode", strconv.Itoa(e.code))
-	return err
+	return e.code, err
 }
 
 // publishExec tells a step of a session; the command is part of the action.

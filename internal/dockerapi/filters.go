@@ -55,6 +55,11 @@ func (f filters) checkValues() error {
 			return fault.New(fault.Invalid, "filter status=%s: %w", v, err)
 		}
 	}
+	for _, v := range f["health"] {
+		if err := container.ValidateHealthStatus(container.HealthStatus(v)); err != nil {
+			return fault.New(fault.Invalid, "filter health=%s: %w", v, err)
+		}
+	}
 	for _, v := range f["exited"] {
 		if _, err := strconv.Atoi(v); err != nil {
 			return fault.New(fault.Invalid, "filter exited=%s: not a number", v)
@@ -117,6 +122,15 @@ func (f filters) container(c engine.Container) bool {
 		f.any("exited", func(v string) bool {
 			return c.State == engine.StateExited && strconv.Itoa(c.ExitCode) == v
 		})
+}
+
+// health reports whether a container of that health is one of those asked for.
+func (f filters) health(h *container.Health) bool {
+	status := container.NoHealthcheck
+	if h != nil {
+		status = h.Status
+	}
+	return f.any("health", func(v string) bool { return string(status) == v })
 }
 
 // matches is Docker's rule for names: a regular expression, found anywhere.

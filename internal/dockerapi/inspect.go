@@ -18,13 +18,14 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	apinetwork "github.com/moby/moby/api/types/network"
 
+	"github.com/ferryos/ferry/internal/dockerapi/supervise"
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/fault"
 )
 
 func (s *Server) containerList(w http.ResponseWriter, r *http.Request) error {
 	ctx := r.Context()
-	match, err := parseFilters(r, "id", "name", "label", "status", "ancestor", "exited", "volume")
+	match, err := parseFilters(r, "id", "name", "label", "status", "ancestor", "exited", "volume", "health")
 	if err != nil {
 		return err
 	}
@@ -42,14 +43,14 @@ func (s *Server) containerList(w http.ResponseWriter, r *http.Request) error {
 	_, byStatus := match["status"]
 	_, byExit := match["exited"]
 	all := flag(r, "all") || byStatus || byExit || limit > 0
-	containers := s.opt.Engine.Containers(ctx, engine.OwnerDocker)
+	containers := s.containers(ctx)
 	slices.Reverse(containers) // newest first
 	out := []container.Summary{}
 	for _, c := range containers {
 		if limit > 0 && len(out) == limit {
 			break
 		}
-		if !match.container(c) || !all && !alive(c) {
+		if !match.container(c) || !match.health(s.life.View(c.ID).Health) || !all && !alive(c) {
 			continue
 		}
 		sum, err := s.summary(ctx, c, flag(r, "size"))
@@ -73,7 +74,7 @@ func (s *Server) summary(ctx context.Context, c engine.Container, size bool) (co
 	sum := container.Summary{
 		ID: c.ID, Names: []string{"/" + c.Spec.Name}, Image: set.Config.Image, ImageID: c.ImageID,
 		Command: strings.Join(append([]string{c.Path}, c.Args...), " "), Created: c.CreatedAt.Unix(),
-		Labels: c.Spec.Labels, State: container.ContainerState(c.State), Status: status(c, time.Now()),
+		Labels: c.Spec.Labels, State: container.ContainerState(c.State), Status: status(c, s.life.View(c.ID).Health, time.Now()),
 		Ports: []container.PortSummary{}, Mounts: mountPoints(c),
 		NetworkSettings: &container.NetworkSettingsSummary{Networks: networks(pod, set, s.opt.Engine.Gateway())},
 	}
@@ -109,11 +110,20 @@ func (s *Server) summary(ctx context.Context, c engine.Container, size bool) (co
 	return sum, nil
 }
 
-// status is the state in words, as of now: "Up 5 minutes", "Exited (0) 3 hours ago".
-func status(c engine.Container, now time.Time) string {
+// status is the state in words, as of now: "Up 5 minutes (healthy)", "Exited (0) 3 hours ago".
+func status(c engine.Container, health *container.Health, now time.Time) string {
 	switch c.State {
 	case engine.StateRunning:
-		return "Up " + ago(now.Sub(c.StartedAt))
+		up := "Up " + ago(now.Sub(c.StartedAt))
+		switch {
+		case health == nil:
+			return up
+		case health.Status == container.Starting:
+			return up + " (health: starting)"
+		}
+		return up + " (" + string(health.Status) + ")"
+	case stateRestarting:
+		return fmt.Sprintf("Restarting (%d) %s ago", c.ExitCode, ago(now.Sub(c.FinishedAt)))
 	case engine.StatePaused:
 		return "Up " + ago(now.Sub(c.StartedAt)) + " (Paused)"
 	case engine.StateExited:
@@ -204,7 +214,7 @@ func (s *Server) containerInspect(w http.ResponseWriter, r *http.Request) error 
 	if err != nil {
 		return err
 	}
-	v := inspection(c, pod, s.opt.Engine.Gateway())
+	v := inspection(c, pod, s.life.View(c.ID), s.opt.Engine.Gateway())
 	v.ExecIDs = s.execs.of(c.ID)
 	if flag(r, "size") {
 		usage, err := s.opt.Engine.Stats(ctx, c.ID)
@@ -221,7 +231,7 @@ func (s *Server) containerInspect(w http.ResponseWriter, r *http.Request) error 
 	return writeJSON(w, http.StatusOK, v)
 }
 
-func inspection(c engine.Container, pod engine.Pod, gateway netip.Addr) legacyInspect {
+func inspection(c engine.Container, pod engine.Pod, life supervise.View, gateway netip.Addr) legacyInspect {
 	set := settingsOf(c)
 	set.Config.Hostname = pod.Spec.Hostname
 	if set.Config.Hostname == "" {
@@ -230,7 +240,7 @@ func inspection(c engine.Container, pod engine.Pod, gateway netip.Addr) legacyIn
 	v := legacyInspect{InspectResponse: container.InspectResponse{
 		ID: c.ID, Name: "/" + c.Spec.Name, Created: c.CreatedAt.UTC().Format(time.RFC3339Nano), Path: c.Path, Args: c.Args,
 		Image: c.ImageID, LogPath: c.LogPath, Driver: "overlayfs", Platform: "linux", HostConfig: &set.HostConfig,
-		Config: &set.Config, Mounts: mountPoints(c), State: state(c),
+		Config: &set.Config, Mounts: mountPoints(c), State: state(c, life), RestartCount: life.Restarts,
 	}}
 	n := container.NetworkSettings{SandboxID: pod.ID, SandboxKey: pod.NetnsPath, Ports: portMap(c, pod, set), Networks: networks(pod, set, gateway)}
 	v.NetworkSettings.NetworkSettings = n
@@ -243,9 +253,10 @@ func inspection(c engine.Container, pod engine.Pod, gateway netip.Addr) legacyIn
 	return v
 }
 
-func state(c engine.Container) *container.State {
+func state(c engine.Container, life supervise.View) *container.State {
 	return &container.State{
 		Status: container.ContainerState(c.State), Running: alive(c), Paused: c.State == engine.StatePaused,
+		Restarting: c.State == stateRestarting, Health: life.Health,
 		OOMKilled: c.Reason == "OOMKilled", Pid: c.PID, ExitCode: c.ExitCode, Error: c.Message,
 		StartedAt: c.StartedAt.UTC().Format(time.RFC3339Nano), FinishedAt: c.FinishedAt.UTC().Format(time.RFC3339Nano),
 	}

@@ -27,22 +27,28 @@ func (s *Server) containerStart(w http.ResponseWriter, r *http.Request) error {
 	if param(r, "checkpoint") != "" {
 		return unsupported("starting from a checkpoint")
 	}
-	if c.State == engine.StateRunning {
+	if c.State == engine.StateRunning || c.State == stateRestarting {
 		return errNotModified
 	}
-	if err := s.start(r.Context(), c); err != nil {
+	if err := s.startByHand(r.Context(), c); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }
 
-// start starts c and, if its pod went idle, the pod before. It is carried
-// through when the client leaves, as a half-started container helps nobody.
-func (s *Server) start(ctx context.Context, c engine.Container) error {
+// startByHand starts c because a client says so: its restarts are counted anew.
+func (s *Server) startByHand(ctx context.Context, c engine.Container) error {
 	if c.State == engine.StatePaused {
 		return fault.New(fault.Conflict, "cannot start a paused container, try unpause instead")
 	}
+	s.life.StartByHand(c.ID, s.lifeDir(c))
+	return s.start(ctx, c)
+}
+
+// start starts c and, if its pod went idle, the pod before. It is carried
+// through when the client leaves, as a half-started container helps nobody.
+func (s *Server) start(ctx context.Context, c engine.Container) error {
 	ctx = context.WithoutCancel(ctx)
 	if err := s.restoreVolumes(ctx, c); err != nil {
 		return err
@@ -121,7 +127,7 @@ func (s *Server) containerRestart(w http.ResponseWriter, r *http.Request) error 
 	if c, err = s.find(r.Context(), c.ID); err != nil {
 		return err
 	}
-	if err := s.start(r.Context(), c); err != nil {
+	if err := s.startByHand(r.Context(), c); err != nil {
 		return err
 	}
 	s.publishOf(c, events.ActionRestart)
@@ -131,11 +137,16 @@ func (s *Server) containerRestart(w http.ResponseWriter, r *http.Request) error 
 
 // stop ends c as the request says and tells it, after its death was told.
 func (s *Server) stop(r *http.Request, c engine.Container) error {
+	if alive(c) {
+		s.life.StopByHand(c.ID, s.lifeDir(c))
+	}
 	place := s.events.Now()
 	if err := s.signalAndWait(r, c); err != nil || !alive(c) {
 		return err
 	}
-	s.told(r.Context(), place, c.ID, events.ActionDie)
+	if c.State != stateRestarting {
+		s.told(r.Context(), place, c.ID, events.ActionDie)
+	}
 	s.publishOf(c, events.ActionStop)
 	return nil
 }
@@ -223,10 +234,15 @@ func (s *Server) containerKill(w http.ResponseWriter, r *http.Request) error {
 	if !alive(c) {
 		return fault.New(fault.Conflict, "cannot kill container: %s: container %s is not running", r.PathValue("id"), c.ID)
 	}
+	if endsIt(c, sig) {
+		s.life.StopByHand(c.ID, s.lifeDir(c))
+	}
 	s.publishKill(c, sig)
-	if sig == unix.SIGKILL {
+	switch {
+	case c.State == stateRestarting: // nothing runs
+	case sig == unix.SIGKILL:
 		err = s.opt.Engine.StopContainer(r.Context(), c.ID, 0)
-	} else {
+	default:
 		err = s.opt.Engine.Signal(r.Context(), c.ID, sig)
 	}
 	if err != nil {
@@ -268,6 +284,9 @@ func (s *Server) containerRemove(w http.ResponseWriter, r *http.Request) error {
 		return fault.New(fault.Conflict,
 			"cannot remove container %q: container is %s: stop the container before removing or force remove", "/"+c.Spec.Name, c.State)
 	}
+	if alive(c) { // else it might be started again while it is taken apart
+		s.life.StopByHand(c.ID, s.lifeDir(c))
+	}
 	if err := s.removeContainer(context.WithoutCancel(r.Context()), c, flag(r, "v")); err != nil {
 		return err
 	}
@@ -281,7 +300,7 @@ func (s *Server) containerPrune(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	report := container.PruneReport{ContainersDeleted: []string{}}
-	for _, c := range s.opt.Engine.Containers(r.Context(), engine.OwnerDocker) {
+	for _, c := range s.containers(r.Context()) {
 		if alive(c) || !match.container(c) {
 			continue
 		}
@@ -298,7 +317,7 @@ func (s *Server) containerPrune(w http.ResponseWriter, r *http.Request) error {
 }
 
 func alive(c engine.Container) bool {
-	return c.State == engine.StateRunning || c.State == engine.StatePaused
+	return c.State == engine.StateRunning || c.State == engine.StatePaused || c.State == stateRestarting
 }
 
 // containerWait answers the header at once, so that a client may wait first

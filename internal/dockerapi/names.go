@@ -62,7 +62,7 @@ func (s *Server) find(ctx context.Context, key string) (engine.Container, error)
 		return engine.Container{}, fault.New(fault.NotFound, "No such container: %q", key)
 	}
 	var begins []engine.Container
-	for _, c := range s.opt.Engine.Containers(ctx, engine.OwnerDocker) {
+	for _, c := range s.containers(ctx) {
 		if c.ID == key || c.Spec.Name == key {
 			return c, nil
 		}

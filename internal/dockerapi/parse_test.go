@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/moby/moby/api/types/container"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ferryos/ferry/internal/dockerapi/volume"
@@ -125,12 +127,20 @@ func TestStatus(t *testing.T) {
 		90 * 24 * time.Hour: "3 months", 900 * 24 * time.Hour: "2 years",
 	} {
 		for c, format := range map[engine.ContainerState]string{engine.StateRunning: "Up " + want, engine.StatePaused: "Up " + want + " (Paused)", engine.StateExited: "Exited (2) " + want + " ago"} {
-			if got := status(engine.Container{State: c, StartedAt: now.Add(-ago), FinishedAt: now.Add(-ago), ExitCode: 2}, now); got != format {
+			if got := status(engine.Container{State: c, StartedAt: now.Add(-ago), FinishedAt: now.Add(-ago), ExitCode: 2}, nil, now); got != format {
 				t.Errorf("%v: %q, want %q", ago, got, format)
 			}
 		}
 	}
-	if got := status(engine.Container{State: engine.StateCreated}, now); got != "Created" {
+	for health, want := range map[container.HealthStatus]string{"starting": "Up 1 second (health: starting)", "healthy": "Up 1 second (healthy)", "unhealthy": "Up 1 second (unhealthy)"} {
+		if got := status(engine.Container{State: engine.StateRunning, StartedAt: now.Add(-time.Second)}, &container.Health{Status: health}, now); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	if got := status(engine.Container{State: stateRestarting, ExitCode: 1, FinishedAt: now.Add(-time.Second)}, nil, now); got != "Restarting (1) 1 second ago" {
+		t.Errorf("%q", got)
+	}
+	if got := status(engine.Container{State: engine.StateCreated}, nil, now); got != "Created" {
 		t.Errorf("%q", got)
 	}
 }
@@ -202,7 +212,7 @@ func FuzzCreate(f *testing.F) {
 		req, err := parseCreate(body)
 		if err == nil && req.Config != nil && req.HostConfig != nil {
 			var p plan
-			p, err = makePlan(req, "name", ocispec.ImageConfig{Cmd: []string{"sh"}, ExposedPorts: map[string]struct{}{"1/tcp": {}}}, netip.MustParseAddr("10.0.0.1"))
+			p, err = makePlan(req, "name", dockerspec.DockerOCIImageConfig{ImageConfig: ocispec.ImageConfig{Cmd: []string{"sh"}, ExposedPorts: map[string]struct{}{"1/tcp": {}}}}, netip.MustParseAddr("10.0.0.1"))
 			for _, m := range p.container.Mounts {
 				if err == nil && (!path.IsAbs(m.Destination) || m.Destination == "/") {
 					t.Errorf("%s: mount %+v", body, m)

@@ -14,10 +14,11 @@ import (
 	"strings"
 	"time"
 
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
 	apinetwork "github.com/moby/moby/api/types/network"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/ferryos/ferry/internal/dockerapi/supervise"
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/engine/network"
 	"github.com/ferryos/ferry/internal/fault"
@@ -46,13 +47,13 @@ type plan struct {
 
 // makePlan translates a create request. gateway is the address for the name
 // host-gateway. Settings that cannot be honoured are errors.
-func makePlan(req container.CreateRequest, name string, image ocispec.ImageConfig, gateway netip.Addr) (plan, error) {
+func makePlan(req container.CreateRequest, name string, image dockerspec.DockerOCIImageConfig, gateway netip.Addr) (plan, error) {
 	c, h := *req.Config, *req.HostConfig
 	p := plan{logged: true, gateway: gateway}
 	if err := refuse(req); err != nil {
 		return p, err
 	}
-	if err := checkProcess(c); err != nil {
+	if err := cmp.Or(checkProcess(c), checkLife(c, h)); err != nil {
 		return p, err
 	}
 	merged, err := withImage(c, image)
@@ -103,7 +104,7 @@ func checkProcess(c container.Config) error {
 }
 
 // withImage fills what c leaves to the image, as clients read it back.
-func withImage(c container.Config, image ocispec.ImageConfig) (container.Config, error) {
+func withImage(c container.Config, image dockerspec.DockerOCIImageConfig) (container.Config, error) {
 	c.User = cmp.Or(c.User, image.User)
 	c.WorkingDir = cmp.Or(c.WorkingDir, image.WorkingDir)
 	c.StopSignal = cmp.Or(c.StopSignal, image.StopSignal)
@@ -115,6 +116,13 @@ func withImage(c container.Config, image ocispec.ImageConfig) (container.Config,
 	}
 	if len(c.Entrypoint) == 1 && c.Entrypoint[0] == "" { // takes the image's away, and its command
 		c.Entrypoint = nil
+	}
+	c.Healthcheck = withImageCheck(c.Healthcheck, image.Healthcheck)
+	if len(c.Shell) == 0 {
+		c.Shell = image.Shell
+	}
+	if len(c.OnBuild) == 0 {
+		c.OnBuild = image.OnBuild
 	}
 	c.Env = slices.Clone(c.Env)
 	for _, kv := range image.Env {
@@ -148,6 +156,32 @@ func withImage(c container.Config, image ocispec.ImageConfig) (container.Config,
 		c.ExposedPorts[port] = struct{}{}
 	}
 	return c, nil
+}
+
+// withImageCheck fills what a health check leaves to the image's.
+func withImageCheck(own, image *container.HealthConfig) *container.HealthConfig {
+	if own == nil || image == nil {
+		return cmp.Or(own, image)
+	}
+	merged := *own
+	if len(merged.Test) == 0 {
+		merged.Test = image.Test
+	}
+	merged.Interval, merged.Timeout = cmp.Or(own.Interval, image.Interval), cmp.Or(own.Timeout, image.Timeout)
+	merged.StartPeriod, merged.StartInterval = cmp.Or(own.StartPeriod, image.StartPeriod), cmp.Or(own.StartInterval, image.StartInterval)
+	merged.Retries = cmp.Or(own.Retries, image.Retries)
+	return &merged
+}
+
+// checkLife refuses a restart policy and a health check that cannot be meant.
+func checkLife(c container.Config, h container.HostConfig) error {
+	if err := container.ValidateRestartPolicy(h.RestartPolicy); err != nil {
+		return fault.New(fault.Invalid, "%w", err)
+	}
+	if h.AutoRemove && !h.RestartPolicy.IsNone() {
+		return fault.New(fault.Invalid, "can't create 'AutoRemove' container with restart policy")
+	}
+	return supervise.Validate(c.Healthcheck)
 }
 
 func (p *plan) namespaces(h container.HostConfig) error {

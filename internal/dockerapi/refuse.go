@@ -26,11 +26,11 @@ var honoured = []string{
 	"MaskedPaths", "ReadonlyPaths", "VolumesFrom",
 	"CPUShares", "Memory", "NanoCPUs", "CgroupParent", "CPUPeriod", "CPUQuota", "CpusetCpus", "CpusetMems", "Devices",
 	"MemorySwap", "PidsLimit", "Ulimits",
+	"RestartPolicy",
 }
 
 // noOps are values other than the zero one that ask for nothing.
 var noOps = map[string]func(h container.HostConfig) bool{
-	"RestartPolicy":    func(h container.HostConfig) bool { return h.RestartPolicy.IsNone() },
 	"VolumeDriver":     func(h container.HostConfig) bool { return h.VolumeDriver == "local" },
 	"CgroupnsMode":     func(h container.HostConfig) bool { return h.CgroupnsMode.IsPrivate() },
 	"UsernsMode":       func(h container.HostConfig) bool { return h.UsernsMode.IsHost() || ownUsers(h.UsernsMode) },
@@ -43,10 +43,10 @@ var noOps = map[string]func(h container.HostConfig) bool{
 
 // flags are the docker command's names of settings that people try.
 var flags = map[string]string{
-	"RestartPolicy": "--restart", "Init": "--init", "DeviceRequests": "--gpus",
+	"Init": "--init", "DeviceRequests": "--gpus",
 	"Links": "--link", "MemoryReservation": "--memory-reservation", "CgroupnsMode": "--cgroupns", "UTSMode": "--uts",
 	"StorageOpt": "--storage-opt", "Runtime": "--runtime", "OomKillDisable": "--oom-kill-disable",
-	"Healthcheck": "--health-cmd", "Domainname": "--domainname", "BlkioWeight": "--blkio-weight",
+	"Domainname": "--domainname", "BlkioWeight": "--blkio-weight",
 	"DeviceCgroupRules": "--device-cgroup-rule", "MemorySwappiness": "--memory-swappiness", "VolumeDriver": "--volume-driver",
 }
 
@@ -59,9 +59,6 @@ func refuse(req container.CreateRequest) error {
 	c := req.Config
 	if c.Domainname != "" {
 		names = append(names, "Domainname")
-	}
-	if c.Healthcheck != nil && !slices.Equal(c.Healthcheck.Test, []string{"NONE"}) {
-		names = append(names, "Healthcheck")
 	}
 	if req.NetworkingConfig != nil {
 		for network, endpoint := range req.NetworkingConfig.EndpointsConfig {

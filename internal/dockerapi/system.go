@@ -86,10 +86,10 @@ func (s *Server) info(w http.ResponseWriter, r *http.Request) error {
 	if unix.Sysinfo(&mem) == nil {
 		v.MemTotal = int64(mem.Totalram) * int64(mem.Unit)
 	}
-	for _, c := range s.opt.Engine.Containers(r.Context(), engine.OwnerDocker) {
+	for _, c := range s.containers(r.Context()) {
 		v.Containers++
 		switch c.State {
-		case engine.StateRunning:
+		case engine.StateRunning, stateRestarting:
 			v.ContainersRunning++
 		case engine.StatePaused:
 			v.ContainersPaused++

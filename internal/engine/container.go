@@ -305,27 +305,31 @@ func (e *Engine) startFailed(ctx context.Context, c *container, client *runner.C
 		close(c.placed)
 	}
 	c.mu.Unlock()
-	e.containerExited(c, runner.Exit{Code: code, FinishedAt: time.Now(), Error: cause.Error()})
-	return errors.Join(err, e.setContainer(c, func(s *Container) { s.Reason = "StartError" }))
+	e.ended(c, runner.Exit{Code: code, FinishedAt: time.Now(), Error: cause.Error()}, ReasonStartError)
+	return err
 }
 
 // containerExited records an exit, once, and tells who waits.
 func (e *Engine) containerExited(c *container, exit runner.Exit) {
+	reason := "Error"
+	switch {
+	case exit.OOMKilled:
+		reason = "OOMKilled"
+	case exit.Code == 0:
+		reason = "Completed"
+	}
+	e.ended(c, exit, reason)
+}
+
+// ended is containerExited with the reason.
+func (e *Engine) ended(c *container, exit runner.Exit, reason string) {
 	c.mu.Lock()
 	s := &c.rec.Container
 	if !s.State.alive() {
 		c.mu.Unlock()
 		return
 	}
-	s.State, s.PID, s.ExitCode, s.FinishedAt, s.Message = StateExited, 0, exit.Code, exit.FinishedAt, exit.Error
-	switch {
-	case exit.OOMKilled:
-		s.Reason = "OOMKilled"
-	case exit.Code == 0:
-		s.Reason = "Completed"
-	default:
-		s.Reason = "Error"
-	}
+	s.State, s.PID, s.ExitCode, s.FinishedAt, s.Message, s.Reason = StateExited, 0, exit.Code, exit.FinishedAt, exit.Error, reason
 	if err := e.ctrs.save(s.ID, c.rec); err != nil {
 		e.opt.Log.Error("record an exit", "container", s.ID, "error", err)
 		e.keepExit(c)

@@ -272,6 +272,21 @@ func (e *Engine) UpdateContainer(ctx context.Context, id string, r Resources) er
 	return e.setContainer(c, func(s *Container) { s.Spec.Resources = r })
 }
 
+// AmendContainer changes what a container's owner keeps of it: its name and
+// its Extra, neither of which the engine acts upon.
+func (e *Engine) AmendContainer(_ context.Context, id, name string, extra []byte) error {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	if c.isRemoved() {
+		return fault.New(fault.NotFound, "container %s was removed", id)
+	}
+	return e.setContainer(c, func(s *Container) { s.Spec.Name, s.Spec.Extra = name, extra })
+}
+
 // ReopenLog has the container's log written to its path anew, after a rotation.
 func (e *Engine) ReopenLog(ctx context.Context, id string) error {
 	c, client, err := e.running(id)

@@ -178,7 +178,8 @@ type Security struct {
 const DefaultStopGrace = 10 * time.Second
 
 // ContainerSpec is what a container is made from. It is written to disk as it
-// is; only Resources change later, by UpdateContainer.
+// is; only Resources change later, by UpdateContainer, and what its owner keeps,
+// by AmendContainer.
 type ContainerSpec struct {
 	Name        string            `json:"name"`
 	Attempt     uint32            `json:"attempt,omitempty"`
@@ -238,12 +239,15 @@ type Container struct {
 	StartedAt  time.Time // zero until started
 	FinishedAt time.Time // zero until exited
 	ExitCode   int
-	Reason     string // "Completed", "Error", "OOMKilled", "StartError"
+	Reason     string // "Completed", "Error", "OOMKilled", ReasonStartError
 	Message    string // why it could not start
 	LogPath    string // absolute, "" if none
 	Path       string // the program, after merging with the image
 	Args       []string
 }
+
+// ReasonStartError is the Reason of a container whose program could not be started.
+const ReasonStartError = "StartError"
 
 // EventType names what happened.
 type EventType string

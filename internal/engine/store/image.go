@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -32,7 +33,7 @@ type Image struct {
 	Architecture, OS, Variant string
 	Author                    string
 
-	Config  ocispec.ImageConfig
+	Config  dockerspec.DockerOCIImageConfig // HEALTHCHECK, ONBUILD and SHELL are Docker's own
 	History []ocispec.History
 	DiffIDs []digest.Digest
 	Layers  []ocispec.Descriptor
@@ -152,7 +153,7 @@ func (s *Store) decode(ctx context.Context, target ocispec.Descriptor, platform 
 		img.Created, _ = time.Parse(time.RFC3339, m.Annotations[ocispec.AnnotationCreated])
 		return img, nil
 	}
-	var config ocispec.Image
+	var config dockerspec.DockerOCIImage
 	if err := readDocument(ctx, blobs, m.Config, maxConfig, &config); err != nil {
 		return Image{}, fmt.Errorf("image configuration: %w", err)
 	}

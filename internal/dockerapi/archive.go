@@ -203,7 +203,7 @@ func (s *Server) commit(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if own != nil {
-		merged, err := withImage(*own, config.ImageConfig)
+		merged, err := withImage(*own, config)
 		if err != nil {
 			return err
 		}

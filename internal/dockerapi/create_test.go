@@ -334,7 +334,7 @@ func TestRefused(t *testing.T) {
 		{host(`"Ulimits":[{"Name":"odd","Soft":1,"Hard":1}]`), 400, "--ulimit odd=1:1"},
 		{host(`"Ulimits":[{"Name":"nofile","Soft":2,"Hard":1}]`), 400, "--ulimit nofile=2:1"},
 		{host(`"LogConfig":{"Type":"syslog"}`), 501, "--log-driver syslog"},
-		{host(`"LogConfig":{"Config":{"tag":"x"}}`), 501, "--log-opt tag"},
+		{host(`"LogConfig":{"Config":{"compress":"true"}}`), 501, "--log-opt compress"},
 		{host(`"LogConfig":{"Config":{"max-size":"big"}}`), 400, "max-size=big"},
 		{host(`"LogConfig":{"Config":{"max-size":"-1m"}}`), 400, "max-size=-1m"},
 		{host(`"LogConfig":{"Config":{"max-file":"few"}}`), 400, "max-file=few"},

@@ -50,7 +50,7 @@ func TestDocker(t *testing.T) {
 		{"exec -i web cat", "typed", 0, "typed", ""},
 		{"exec -d web true", "", 0, "", ""},
 		{"exec web no-such-program", "", 127, "", "exec failed: .*executable file not found"},
-		{"top web", "", 0, "(?s)PID.*sleep 1000\n", ""},
+		{"top web", "", 0, "(?s)UID.*PID.*sleep 1000\n", ""},
 		{"inspect -f '{{.State.Status}} {{.Config.Image}} {{index .Config.Labels \"app\"}}' web", "", 0, "running " + image + " x\n", ""},
 		{"inspect nothing", "", 1, `\[\]\n`, "o such object"},
 		{"logs web", "", 0, "started\n", ""},

@@ -55,6 +55,16 @@ func (f filters) checkValues() error {
 			return fault.New(fault.Invalid, "filter status=%s: %w", v, err)
 		}
 	}
+	for _, v := range slices.Concat(f["expose"], f["publish"]) {
+		if _, _, _, err := parsePortRange(v); err != nil {
+			return err
+		}
+	}
+	for _, v := range f["is-task"] {
+		if _, err := strconv.ParseBool(v); err != nil {
+			return fault.New(fault.Invalid, "filter is-task=%s: neither true nor false", v)
+		}
+	}
 	for _, v := range f["health"] {
 		if err := container.ValidateHealthStatus(container.HealthStatus(v)); err != nil {
 			return fault.New(fault.Invalid, "filter health=%s: %w", v, err)
@@ -121,7 +131,43 @@ func (f filters) container(c engine.Container) bool {
 		}) &&
 		f.any("exited", func(v string) bool {
 			return c.State == engine.StateExited && strconv.Itoa(c.ExitCode) == v
-		})
+		}) &&
+		f.any("is-task", func(v string) bool { return v == "false" || v == "0" }) && // none is Swarm's
+		f.any("before", func(v string) bool { return age(c) < v }) &&
+		f.any("since", func(v string) bool { return age(c) > v })
+}
+
+// ports reports whether ports are exposed and published as asked for.
+func (f filters) ports(have []container.PortSummary) bool {
+	has := func(number func(container.PortSummary) uint16) func(string) bool {
+		return func(v string) bool {
+			first, last, proto, err := parsePortRange(v)
+			return err == nil && slices.ContainsFunc(have, func(p container.PortSummary) bool {
+				n := number(p)
+				return n != 0 && n >= first && n <= last && p.Type == proto
+			})
+		}
+	}
+	return f.any("expose", has(func(p container.PortSummary) uint16 { return p.PrivatePort })) &&
+		f.any("publish", has(func(p container.PortSummary) uint16 { return p.PublicPort }))
+}
+
+// parsePortRange reads FIRST[-LAST][/PROTOCOL].
+func parsePortRange(s string) (first, last uint16, proto string, err error) {
+	numbers, proto, found := strings.Cut(s, "/")
+	if !found {
+		proto = "tcp"
+	}
+	from, to, found := strings.Cut(numbers, "-")
+	if !found {
+		to = from
+	}
+	a, errA := strconv.ParseUint(from, 10, 16)
+	b, errB := strconv.ParseUint(to, 10, 16)
+	if errA != nil || errB != nil || a > b {
+		return 0, 0, "", fault.New(fault.Invalid, "%q is no port or range of ports", s).Hint("write 80, 80/udp or 80-90/tcp")
+	}
+	return uint16(a), uint16(b), proto, nil
 }
 
 // health reports whether a container of that health is one of those asked for.

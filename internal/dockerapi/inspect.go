@@ -6,15 +6,12 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
-	"os"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
 	apinetwork "github.com/moby/moby/api/types/network"
 
@@ -25,7 +22,8 @@ import (
 
 func (s *Server) containerList(w http.ResponseWriter, r *http.Request) error {
 	ctx := r.Context()
-	match, err := parseFilters(r, "id", "name", "label", "status", "ancestor", "exited", "volume", "health")
+	match, err := parseFilters(r, "id", "name", "label", "status", "ancestor", "exited", "volume", "health",
+		"before", "since", "expose", "publish", "is-task")
 	if err != nil {
 		return err
 	}
@@ -39,6 +37,9 @@ func (s *Server) containerList(w http.ResponseWriter, r *http.Request) error {
 		if img, err := s.opt.Engine.Images().Image(ctx, name); err == nil {
 			match["ancestor"] = append(match["ancestor"], img.ID)
 		}
+	}
+	if err := s.resolveAges(ctx, match); err != nil {
+		return err
 	}
 	_, byStatus := match["status"]
 	_, byExit := match["exited"]
@@ -60,9 +61,28 @@ func (s *Server) containerList(w http.ResponseWriter, r *http.Request) error {
 		if err != nil {
 			return err
 		}
-		out = append(out, sum)
+		if match.ports(sum.Ports) {
+			out = append(out, sum)
+		}
 	}
 	return writeJSON(w, http.StatusOK, out)
+}
+
+// age orders containers by their creation, as text.
+func age(c engine.Container) string { return strconv.FormatInt(c.CreatedAt.UnixNano(), 10) }
+
+// resolveAges turns the containers that the filters before and since name into their ages.
+func (s *Server) resolveAges(ctx context.Context, match filters) error {
+	for _, key := range []string{"before", "since"} {
+		for i, name := range match[key] {
+			c, err := s.find(ctx, name)
+			if err != nil {
+				return err
+			}
+			match[key][i] = age(c)
+		}
+	}
+	return nil
 }
 
 func (s *Server) summary(ctx context.Context, c engine.Container, size bool) (container.Summary, error) {
@@ -281,31 +301,4 @@ func portMap(c engine.Container, pod engine.Pod, set settings) apinetwork.PortMa
 		}
 	}
 	return out
-}
-
-// containerTop lists the container's processes. Arguments for ps are not
-// supported: the list is read from /proc.
-func (s *Server) containerTop(w http.ResponseWriter, r *http.Request) error {
-	if args := param(r, "ps_args"); args != "" && args != "-ef" {
-		return unsupported("top with ps arguments %q", args)
-	}
-	c, err := s.find(r.Context(), r.PathValue("id"))
-	if err != nil {
-		return err
-	}
-	pids, err := s.opt.Engine.Processes(r.Context(), c.ID)
-	if err != nil {
-		return err
-	}
-	s.publishOf(c, events.ActionTop)
-	out := container.TopResponse{Titles: []string{"PID", "CMD"}, Processes: [][]string{}}
-	for _, pid := range pids {
-		cmd, err := os.ReadFile(path.Join("/proc", strconv.Itoa(pid), "cmdline"))
-		if err != nil {
-			continue // ended since the listing
-		}
-		line := strings.TrimSpace(strings.ReplaceAll(string(cmd), "\x00", " "))
-		out.Processes = append(out.Processes, []string{strconv.Itoa(pid), line})
-	}
-	return writeJSON(w, http.StatusOK, out)
 }

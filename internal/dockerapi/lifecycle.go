@@ -301,7 +301,7 @@ func (s *Server) containerPrune(w http.ResponseWriter, r *http.Request) error {
 	}
 	report := container.PruneReport{ContainersDeleted: []string{}}
 	for _, c := range s.containers(r.Context()) {
-		if alive(c) || !match.container(c) {
+		if alive(c) || !match.container(c) || !match.noLabels(c.Spec.Labels) || !match.until(c.CreatedAt) {
 			continue
 		}
 		if usage, err := s.opt.Engine.Stats(r.Context(), c.ID); err == nil {

@@ -310,8 +310,10 @@ func TestRemoveAndPrune(t *testing.T) {
 	if _, err := a.ContainerPrune(ctx, client.ContainerPruneOptions{Filters: client.Filters{}.Add("label", "none")}); err != nil {
 		t.Fatal(err)
 	}
-	if got := a.do("POST", `/containers/prune?filters={"since":["x"]}`, ""); got.status != 400 || !strings.Contains(got.message, `"since"`) {
-		t.Errorf("%+v", got)
+	for filter, status := range map[string]int{`{"until":["1h"]}`: 200, `{"until":["x"]}`: 400, `{"name":["x"]}`: 400} {
+		if got := a.do("POST", `/containers/prune?filters=`+filter, ""); got.status != status || strings.Contains(got.body, done) {
+			t.Errorf("%s: %+v", filter, got)
+		}
 	}
 	if _, err := a.ContainerRemove(ctx, kept, client.ContainerRemoveOptions{}); err != nil {
 		t.Error(err)

@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
+	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/moby/moby/api/types"
@@ -17,9 +21,9 @@ import (
 
 // logOptions say what of a container's log is wanted.
 type logOptions struct {
-	stdout, stderr, timestamps, follow bool
-	tail                               int // negative: all
-	since, until                       time.Time
+	stdout, stderr, timestamps, follow, details bool
+	tail                                        int // negative: all
+	since, until                                time.Time
 }
 
 func (s *Server) containerLogs(w http.ResponseWriter, r *http.Request) error {
@@ -49,10 +53,7 @@ func (s *Server) containerLogs(w http.ResponseWriter, r *http.Request) error {
 }
 
 func parseLogOptions(r *http.Request) (opt logOptions, err error) {
-	if flag(r, "details") {
-		return opt, unsupported("logs with details")
-	}
-	opt = logOptions{stdout: flag(r, "stdout"), stderr: flag(r, "stderr"), timestamps: flag(r, "timestamps"), follow: flag(r, "follow"), tail: -1}
+	opt = logOptions{details: flag(r, "details"), stdout: flag(r, "stdout"), stderr: flag(r, "stderr"), timestamps: flag(r, "timestamps"), follow: flag(r, "follow"), tail: -1}
 	if !opt.stdout && !opt.stderr {
 		return opt, fault.New(fault.Invalid, "Bad parameters: you must choose at least one stream")
 	}
@@ -66,6 +67,29 @@ func parseLogOptions(r *http.Request) (opt logOptions, err error) {
 	}
 	opt.until, err = parseTime(param(r, "until"))
 	return opt, err
+}
+
+// logDetails are the labels and variables of a container that its log options
+// name, as Docker shows them before each line.
+func logDetails(c engine.Container) string {
+	set := settingsOf(c)
+	details := map[string]string{}
+	for name := range strings.SplitSeq(set.HostConfig.LogConfig.Config["labels"], ",") {
+		if value, ok := c.Spec.Labels[name]; ok {
+			details[name] = value
+		}
+	}
+	wanted := strings.Split(set.HostConfig.LogConfig.Config["env"], ",")
+	for _, kv := range set.Config.Env {
+		if name, value, ok := strings.Cut(kv, "="); ok && slices.Contains(wanted, name) {
+			details[name] = value
+		}
+	}
+	var pairs []string
+	for _, name := range slices.Sorted(maps.Keys(details)) {
+		pairs = append(pairs, url.QueryEscape(name)+"="+url.QueryEscape(details[name]))
+	}
+	return strings.Join(pairs, ",")
 }
 
 // flushing sends what is written at once: whoever follows a log waits for it.
@@ -82,7 +106,7 @@ func (f flushing) Write(p []byte) (int, error) {
 // copyLog writes the container's log, and follows it until the container has
 // ended if that is asked for.
 func (s *Server) copyLog(ctx context.Context, c engine.Container, opt logOptions, stdout, stderr io.Writer) error {
-	read := crilog.Options{Tail: opt.tail, Since: opt.since, Until: opt.until, Follow: opt.follow}
+	read := crilog.Options{Tail: opt.tail, Since: opt.since, Until: opt.until, Follow: opt.follow, Rotated: true}
 	if opt.follow {
 		ended := make(chan struct{})
 		read.Ended = ended
@@ -91,7 +115,10 @@ func (s *Server) copyLog(ctx context.Context, c engine.Container, opt logOptions
 			_, _ = s.opt.Engine.Wait(ctx, c.ID)
 		}()
 	}
-	var line []byte
+	var line, details []byte
+	if opt.details {
+		details = []byte(logDetails(c) + " ")
+	}
 	return crilog.Read(ctx, c.LogPath, read, func(e crilog.Entry) error {
 		to := stdout
 		switch {
@@ -104,6 +131,7 @@ func (s *Server) copyLog(ctx context.Context, c engine.Container, opt logOptions
 		if opt.timestamps {
 			line = e.Time.AppendFormat(line, "2006-01-02T15:04:05.000000000Z07:00 ")
 		}
+		line = append(line, details...)
 		line = append(line, e.Content...)
 		if !e.Partial {
 			line = append(line, '\n')

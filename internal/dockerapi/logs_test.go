@@ -162,7 +162,6 @@ func TestLogsRefused(t *testing.T) {
 		"stdout=1&tail=-3":           {400, `"-3" is not a number`},
 		"stdout=1&since=yesterday":   {400, `"yesterday" is not understood`},
 		"stdout=1&until=1.x":         {400, `"1.x" is not understood`},
-		"stdout=1&details=1":         {501, "details"},
 		"stdout=1&tail=all&since=10": {200, ""},
 	} {
 		if got := a.do("GET", "/containers/"+id+"/logs?"+query, ""); got.status != want.status || !strings.Contains(got.message, want.says) {

@@ -8,7 +8,6 @@ import (
 	"math"
 	"net/netip"
 	"path"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,14 +23,8 @@ import (
 	"github.com/ferryos/ferry/internal/fault"
 )
 
-// cpuPeriod is the period that --cpus is expressed in, microseconds.
-const cpuPeriod = 100_000
-
 // hostGateway stands for this machine's address in --add-host.
 const hostGateway = "host-gateway"
-
-// minMemory is the smallest memory limit, as Docker has it.
-const minMemory = 6 << 20
 
 // plan is a create request in the engine's terms.
 type plan struct {
@@ -175,13 +168,17 @@ func withImageCheck(own, image *container.HealthConfig) *container.HealthConfig 
 
 // checkLife refuses a restart policy and a health check that cannot be meant.
 func checkLife(c container.Config, h container.HostConfig) error {
+	return cmp.Or(checkPolicy(h), supervise.Validate(c.Healthcheck))
+}
+
+func checkPolicy(h container.HostConfig) error {
 	if err := container.ValidateRestartPolicy(h.RestartPolicy); err != nil {
 		return fault.New(fault.Invalid, "%w", err)
 	}
 	if h.AutoRemove && !h.RestartPolicy.IsNone() {
 		return fault.New(fault.Invalid, "can't create 'AutoRemove' container with restart policy")
 	}
-	return supervise.Validate(c.Healthcheck)
+	return nil
 }
 
 func (p *plan) namespaces(h container.HostConfig) error {
@@ -258,67 +255,6 @@ func (p *plan) names(h container.HostConfig) error {
 	return nil
 }
 
-// ulimits are the names of setrlimit(2), as Docker writes them.
-var ulimits = []string{"as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss",
-	"rtprio", "rttime", "sigpending", "stack"}
-
-// checkResources refuses limits that the kernel would refuse, or take for none.
-func checkResources(h container.HostConfig) error {
-	most := int64(runtime.NumCPU()) * 1e9
-	for _, bad := range []struct {
-		is   bool
-		says string
-	}{
-		{h.Memory != 0 && h.Memory < minMemory, "Minimum memory limit allowed is 6MB"},
-		{h.MemorySwap < -1 || h.MemorySwap > 0 && (h.Memory == 0 || h.MemorySwap < h.Memory),
-			"--memory-swap must be --memory or more, which must be given too, or -1"},
-		{h.NanoCPUs > 0 && (h.CPUPeriod != 0 || h.CPUQuota != 0), "--cpus must stand without --cpu-period and --cpu-quota"},
-		{h.NanoCPUs != 0 && (h.NanoCPUs < 1e7 || h.NanoCPUs > most),
-			fmt.Sprintf("range of CPUs is from 0.01 to %d.00, as there are only %[1]d CPUs available", most/1e9)},
-		{h.CPUShares < 0, "--cpu-shares must be positive"},
-		{h.CPUPeriod != 0 && (h.CPUPeriod < 1000 || h.CPUPeriod > 1e6), "--cpu-period must be between 1000 and 1000000 microseconds"},
-		{h.CPUQuota > 0 && h.CPUQuota < 1000, "--cpu-quota must be 1000 microseconds or more"},
-		{h.OomScoreAdj < -1000 || h.OomScoreAdj > 1000, "--oom-score-adj must be between -1000 and 1000"},
-		{h.ShmSize < 0, "--shm-size must be positive"},
-	} {
-		if bad.is {
-			return fault.New(fault.Invalid, "%s", bad.says)
-		}
-	}
-	return nil
-}
-
-func (p *plan) resources(h container.HostConfig) error {
-	if err := checkResources(h); err != nil {
-		return err
-	}
-	r := engine.Resources{
-		CPUShares: h.CPUShares, CPUQuota: h.CPUQuota, CPUPeriod: h.CPUPeriod,
-		CpusetCPUs: h.CpusetCpus, CpusetMems: h.CpusetMems, Memory: h.Memory, MemorySwap: max(h.MemorySwap, 0),
-	}
-	if h.Memory > 0 && h.MemorySwap == 0 {
-		r.MemorySwap = 2 * h.Memory
-	}
-	if h.NanoCPUs > 0 {
-		r.CPUPeriod, r.CPUQuota = cpuPeriod, h.NanoCPUs*cpuPeriod/1e9
-	}
-	if h.PidsLimit != nil {
-		r.Pids = max(*h.PidsLimit, 0)
-	}
-	if h.OomScoreAdj != 0 {
-		r.OOMScoreAdj = &h.OomScoreAdj
-	}
-	p.container.Resources = r
-	for _, u := range h.Ulimits {
-		if u == nil || !slices.Contains(ulimits, u.Name) || u.Soft < -1 || u.Hard < -1 || u.Hard >= 0 && (u.Soft > u.Hard || u.Soft < 0) {
-			return fault.New(fault.Invalid, "--ulimit %v: write NAME=SOFT:HARD with a name of setrlimit(2), -1 for no limit", u)
-		}
-		p.container.Rlimits = append(p.container.Rlimits,
-			engine.Rlimit{Type: strings.ToUpper(u.Name), Soft: uint64(u.Soft), Hard: uint64(u.Hard)})
-	}
-	return nil
-}
-
 func (p *plan) security(h container.HostConfig) error {
 	sec := engine.Security{
 		Privileged: h.Privileged, User: p.settings.Config.User, ReadonlyRootfs: h.ReadonlyRootfs,
@@ -384,6 +320,12 @@ func (p *plan) logs(h container.HostConfig) error {
 			var n uint64
 			n, err = strconv.ParseUint(value, 10, 16)
 			p.container.LogMaxFiles = max(int(n), 1)
+		case "labels", "env", "tag": // what logs --details shows; a tag is for drivers that send
+		case "mode", "max-buffer-size": // a log never holds a container up
+		case "compress":
+			if value != "false" {
+				return unsupported("--log-opt compress=%s", value)
+			}
 		default:
 			return unsupported("--log-opt %s", key)
 		}

@@ -26,28 +26,25 @@ var honoured = []string{
 	"MaskedPaths", "ReadonlyPaths", "VolumesFrom",
 	"CPUShares", "Memory", "NanoCPUs", "CgroupParent", "CPUPeriod", "CPUQuota", "CpusetCpus", "CpusetMems", "Devices",
 	"MemorySwap", "PidsLimit", "Ulimits",
-	"RestartPolicy",
+	"RestartPolicy", "MemoryReservation", "MemorySwappiness", "OomKillDisable", "BlkioWeight", "BlkioWeightDevice",
+	"BlkioDeviceReadBps", "BlkioDeviceWriteBps", "BlkioDeviceReadIOps", "BlkioDeviceWriteIOps",
 }
 
 // noOps are values other than the zero one that ask for nothing.
 var noOps = map[string]func(h container.HostConfig) bool{
-	"VolumeDriver":     func(h container.HostConfig) bool { return h.VolumeDriver == "local" },
-	"CgroupnsMode":     func(h container.HostConfig) bool { return h.CgroupnsMode.IsPrivate() },
-	"UsernsMode":       func(h container.HostConfig) bool { return h.UsernsMode.IsHost() || ownUsers(h.UsernsMode) },
-	"Runtime":          func(h container.HostConfig) bool { return h.Runtime == "ferry" || h.Runtime == "runc" },
-	"Isolation":        func(h container.HostConfig) bool { return h.Isolation.IsDefault() },
-	"MemorySwappiness": func(h container.HostConfig) bool { return *h.MemorySwappiness == -1 },
-	"OomKillDisable":   func(h container.HostConfig) bool { return !*h.OomKillDisable },
-	"Init":             func(h container.HostConfig) bool { return !*h.Init },
+	"VolumeDriver": func(h container.HostConfig) bool { return h.VolumeDriver == "local" },
+	"CgroupnsMode": func(h container.HostConfig) bool { return h.CgroupnsMode.IsPrivate() },
+	"UsernsMode":   func(h container.HostConfig) bool { return h.UsernsMode.IsHost() || ownUsers(h.UsernsMode) },
+	"Runtime":      func(h container.HostConfig) bool { return h.Runtime == "ferry" || h.Runtime == "runc" },
+	"Isolation":    func(h container.HostConfig) bool { return h.Isolation.IsDefault() },
+	"Init":         func(h container.HostConfig) bool { return !*h.Init },
 }
 
 // flags are the docker command's names of settings that people try.
 var flags = map[string]string{
-	"Init": "--init", "DeviceRequests": "--gpus",
-	"Links": "--link", "MemoryReservation": "--memory-reservation", "CgroupnsMode": "--cgroupns", "UTSMode": "--uts",
-	"StorageOpt": "--storage-opt", "Runtime": "--runtime", "OomKillDisable": "--oom-kill-disable",
-	"Domainname": "--domainname", "BlkioWeight": "--blkio-weight",
-	"DeviceCgroupRules": "--device-cgroup-rule", "MemorySwappiness": "--memory-swappiness", "VolumeDriver": "--volume-driver",
+	"Init": "--init", "DeviceRequests": "--gpus", "Links": "--link", "CgroupnsMode": "--cgroupns", "UTSMode": "--uts",
+	"StorageOpt": "--storage-opt", "Runtime": "--runtime", "Domainname": "--domainname",
+	"DeviceCgroupRules": "--device-cgroup-rule", "VolumeDriver": "--volume-driver",
 }
 
 // refuse returns an error that names the settings of req which cannot be

@@ -55,6 +55,9 @@ func (s *Server) routes() map[string]handlerFunc {
 		"POST /containers/{id}/attach":  s.containerAttach,
 		"POST /containers/{id}/resize":  s.containerResize,
 		"POST /containers/{id}/exec":    s.execCreate,
+		"POST /containers/{id}/rename":  s.containerRename,
+		"POST /containers/{id}/update":  s.containerUpdate,
+		"GET /containers/{id}/stats":    s.containerStats,
 		"DELETE /containers/{id}":       s.containerRemove,
 
 		"GET /containers/{id}/archive": s.containerArchive, // HEAD too

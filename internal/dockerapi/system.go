@@ -78,14 +78,10 @@ func (s *Server) info(w http.ResponseWriter, r *http.Request) error {
 		Plugins: system.PluginsInfo{Network: []string{"bridge", "host", "none"}, Log: []string{"cri"}},
 	}
 	v.Swarm.LocalNodeState = "inactive"
-	var fs unix.Statfs_t
-	if unix.Statfs("/sys/fs/cgroup", &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC {
+	if cgroupV2() {
 		v.CgroupVersion = "2"
 	}
-	var mem unix.Sysinfo_t
-	if unix.Sysinfo(&mem) == nil {
-		v.MemTotal = int64(mem.Totalram) * int64(mem.Unit)
-	}
+	v.MemTotal = int64(memoryTotal())
 	for _, c := range s.containers(r.Context()) {
 		v.Containers++
 		switch c.State {
@@ -98,6 +94,21 @@ func (s *Server) info(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	return writeJSON(w, http.StatusOK, v)
+}
+
+// memoryTotal is this machine's memory in bytes; 0 if it cannot be found out.
+func memoryTotal() uint64 {
+	var mem unix.Sysinfo_t
+	if unix.Sysinfo(&mem) != nil {
+		return 0
+	}
+	return uint64(mem.Totalram) * uint64(mem.Unit)
+}
+
+// cgroupV2 reports whether limits are set through cgroups v2 alone.
+func cgroupV2() bool {
+	var fs unix.Statfs_t
+	return unix.Statfs("/sys/fs/cgroup", &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC
 }
 
 func machine() string {

@@ -67,7 +67,6 @@ func TestRoutes(t *testing.T) {
 		{"GET", "/v1.51/plugins", 404, "does not serve GET /plugins"},
 		{"POST", "/v1.51/networks/create", 404, "does not serve POST /networks/create"},
 		{"PUT", "/v1.51/containers/json", 404, "does not serve PUT"},
-		{"POST", "/v1.51/containers/c/rename?name=x", 404, "does not serve POST /containers/c/rename"},
 		{"GET", "/v1.51/images/search?term=x", 501, "searching"},
 		{"GET", "/v1.51/system/df?type=odd", 400, "unknown object type: odd"},
 		{"GET", "/v1.39/_ping", 400, "client version 1.39 is too old. Minimum supported API version is 1.40"},

@@ -265,6 +265,10 @@ func (e *Engine) UpdateContainer(ctx context.Context, id string, r Resources) er
 			return err
 		}
 		limits.Devices = nil // rules stay
+		if r.Pids == 0 && s.Spec.Resources.Pids > 0 {
+			none := int64(-1)
+			limits.Pids = &specs.LinuxPids{Limit: &none}
+		}
 		if err := client.Update(ctx, s.ID, limits); err != nil {
 			return fmt.Errorf("update container %s: %w", s.ID, err)
 		}
@@ -308,15 +312,21 @@ func (e *Engine) Processes(ctx context.Context, id string) ([]int, error) {
 // Stats returns a running container's usage; of one that does not run, only
 // its writable layer's.
 func (e *Engine) Stats(ctx context.Context, id string) (Stats, error) {
+	out, err := e.Usage(ctx, id)
+	if usage, err := e.opt.Store.RootfsUsage(ctx, id); err == nil {
+		out.RootfsBytes, out.RootfsInodes = uint64(usage.Size), uint64(usage.Inodes)
+	}
+	return out, err
+}
+
+// Usage is Stats without the writable layer, whose files it would have to count.
+func (e *Engine) Usage(ctx context.Context, id string) (Stats, error) {
 	c, err := e.findContainer(id)
 	if err != nil {
 		return Stats{}, err
 	}
 	s := c.snapshot()
 	out := Stats{Time: time.Now()}
-	if usage, err := e.opt.Store.RootfsUsage(ctx, s.ID); err == nil {
-		out.RootfsBytes, out.RootfsInodes = uint64(usage.Size), uint64(usage.Inodes)
-	}
 	client := c.pod.client()
 	if client == nil || !s.State.alive() {
 		return out, nil
@@ -327,7 +337,7 @@ func (e *Engine) Stats(ctx context.Context, id string) (Stats, error) {
 	}
 	out.CPUNanos, out.Pids = r.CPUNanos, r.Pids
 	out.MemoryUsage, out.MemoryWorkingSet, out.MemoryRSS, out.MemoryLimit = r.MemoryUsage, r.MemoryWorkingSet, r.MemoryRSS, r.MemoryLimit
-	out.PageFaults, out.MajorPageFaults = r.PageFaults, r.MajorPageFaults
+	out.PageFaults, out.MajorPageFaults, out.Detail = r.PageFaults, r.MajorPageFaults, r.Detail
 	return out, nil
 }
 

@@ -213,12 +213,7 @@ func linuxResources(r Resources, privileged bool, devices []Device) (*specs.Linu
 				Allow: true, Type: node.Type, Major: &node.Major, Minor: &node.Minor, Access: d.Permissions})
 		}
 	}
-	if r.Memory > 0 {
-		out.Memory = &specs.LinuxMemory{Limit: &r.Memory}
-		if r.MemorySwap != 0 {
-			out.Memory.Swap = &r.MemorySwap
-		}
-	}
+	out.Memory, out.BlockIO = linuxMemory(r), r.BlockIO
 	if r.CPUShares != 0 || r.CPUQuota != 0 || r.CPUPeriod != 0 || r.CpusetCPUs != "" || r.CpusetMems != "" {
 		out.CPU = &specs.LinuxCPU{Cpus: r.CpusetCPUs, Mems: r.CpusetMems}
 		if r.CPUShares != 0 {
@@ -240,6 +235,27 @@ func linuxResources(r Resources, privileged bool, devices []Device) (*specs.Linu
 		out.HugepageLimits = append(out.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: size, Limit: limit})
 	}
 	return out, nil
+}
+
+func linuxMemory(r Resources) *specs.LinuxMemory {
+	var m specs.LinuxMemory
+	if r.Memory > 0 {
+		m.Limit = &r.Memory
+		if r.MemorySwap != 0 {
+			m.Swap = &r.MemorySwap
+		}
+	}
+	if r.MemoryReservation > 0 {
+		m.Reservation = &r.MemoryReservation
+	}
+	m.Swappiness = r.MemorySwappiness
+	if r.OOMKillDisable {
+		m.DisableOOMKiller = &r.OOMKillDisable
+	}
+	if m == (specs.LinuxMemory{}) {
+		return nil
+	}
+	return &m
 }
 
 // deviceNodes lists the nodes to make in /dev beside the standard ones: those

@@ -5,7 +5,10 @@ import (
 	"net/netip"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/ferryos/ferry/internal/engine/network"
+	"github.com/ferryos/ferry/internal/engine/runner"
 )
 
 // Owners of pods. Each client of the engine lists and touches only its own.
@@ -120,17 +123,22 @@ type Device struct {
 
 // Resources are a container's limits. Zero fields are no limit.
 type Resources struct {
-	CPUShares   int64             `json:"cpuShares,omitempty"`
-	CPUQuota    int64             `json:"cpuQuota,omitempty"`  // microseconds in each period
-	CPUPeriod   int64             `json:"cpuPeriod,omitempty"` // microseconds
-	CpusetCPUs  string            `json:"cpusetCpus,omitempty"`
-	CpusetMems  string            `json:"cpusetMems,omitempty"`
-	Memory      int64             `json:"memory,omitempty"`     // bytes
-	MemorySwap  int64             `json:"memorySwap,omitempty"` // bytes, memory included; 0: not limited apart
-	Pids        int64             `json:"pids,omitempty"`
-	OOMScoreAdj *int              `json:"oomScoreAdj,omitempty"`
-	HugePages   map[string]uint64 `json:"hugePages,omitempty"` // page size ("2MB") to bytes
-	Unified     map[string]string `json:"unified,omitempty"`   // cgroup v2 files
+	CPUShares  int64  `json:"cpuShares,omitempty"`
+	CPUQuota   int64  `json:"cpuQuota,omitempty"`  // microseconds in each period
+	CPUPeriod  int64  `json:"cpuPeriod,omitempty"` // microseconds
+	CpusetCPUs string `json:"cpusetCpus,omitempty"`
+	CpusetMems string `json:"cpusetMems,omitempty"`
+	Memory     int64  `json:"memory,omitempty"`     // bytes
+	MemorySwap int64  `json:"memorySwap,omitempty"` // bytes, memory included; 0: not limited apart, -1: without limit
+	Pids       int64  `json:"pids,omitempty"`
+	// MemoryReservation is what is left of it when memory is short, in bytes.
+	MemoryReservation int64               `json:"memoryReservation,omitempty"`
+	MemorySwappiness  *uint64             `json:"memorySwappiness,omitempty"` // percent; v1 only
+	OOMKillDisable    bool                `json:"oomKillDisable,omitempty"`   // v1 only
+	BlockIO           *specs.LinuxBlockIO `json:"blockIO,omitempty"`
+	OOMScoreAdj       *int                `json:"oomScoreAdj,omitempty"`
+	HugePages         map[string]uint64   `json:"hugePages,omitempty"` // page size ("2MB") to bytes
+	Unified           map[string]string   `json:"unified,omitempty"`   // cgroup v2 files
 }
 
 // Rlimit is a resource limit of a container's processes, Type without "RLIMIT_".
@@ -308,4 +316,12 @@ type Stats struct {
 	Pids             uint64
 	RootfsBytes      uint64 // of the writable layer
 	RootfsInodes     uint64
+	// Detail is for who shows all there is; the sums above are of it.
+	Detail Detail
 }
+
+// Detail is what a container's cgroup tells beyond the sums.
+type Detail = runner.Detail
+
+// IO is a count of a block device, part of a Detail.
+type IO = runner.IO

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -114,4 +115,31 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("%q: %+v", line, e)
 		}
 	})
+}
+
+// TestReadRotated: the files that were rotated away come first, and count for the tail.
+func TestReadRotated(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "0.log")
+	for i, name := range []string{path + ".2", path + ".1", path} {
+		var data []byte
+		for n := range 2 {
+			data = AppendEntry(data, time.Unix(int64(2*i+n), 0), "stdout", []byte(strconv.Itoa(2*i+n)), false)
+		}
+		if err := os.WriteFile(name, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct {
+		opt  Options
+		want string
+	}{
+		{Options{Tail: -1, Rotated: true}, "012345"}, {Options{Tail: -1}, "45"}, {Options{Tail: 2, Rotated: true}, "45"},
+		{Options{Tail: 3, Rotated: true}, "345"}, {Options{Tail: 5, Rotated: true}, "12345"}, {Options{Tail: 50, Rotated: true}, "012345"},
+		{Options{Tail: 0, Rotated: true}, ""}, {Options{Tail: -1, Rotated: true, Since: time.Unix(1, 0), Until: time.Unix(2, 0)}, "12"},
+	} {
+		got := ""
+		if err := Read(t.Context(), path, tt.opt, func(e Entry) error { got += string(e.Content); return nil }); err != nil || got != tt.want {
+			t.Errorf("%+v: %q, %v, want %q", tt.opt, got, err, tt.want)
+		}
+	}
 }

@@ -9,6 +9,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
+	"strconv"
 	"time"
 )
 
@@ -47,6 +49,8 @@ func Parse(line []byte) (Entry, error) {
 type Options struct {
 	Tail         int // the last so many lines; negative: all
 	Since, Until time.Time
+	// Rotated reads what was rotated away before, path.2 and path.1, too.
+	Rotated bool
 	// Follow goes on at the end of the log until Ended is closed and all is read.
 	Follow bool
 	Ended  <-chan struct{} // nil: never
@@ -56,19 +60,74 @@ type Options struct {
 // people take a line for delayed is several times as long.
 const poll = 50 * time.Millisecond
 
-// Read calls f with the log's entries in order, rotated files of the same
-// container excepted: as with any rotated log, they are the past. A log that
-// does not exist yet is empty. A line that is no entry is skipped.
+// Read calls f with the log's entries in order. A log that does not exist yet is
+// empty. A line that is no entry is skipped.
 func Read(ctx context.Context, path string, opt Options, f func(Entry) error) error {
 	r := &reader{path: path, opt: opt, f: f}
 	defer r.close()
 	if err := r.open(); err != nil {
 		return err
 	}
-	if err := r.seekTail(); err != nil {
+	missing, err := r.seekTail()
+	if err != nil {
 		return err
 	}
+	if opt.Rotated && missing != 0 {
+		if done, err := r.past(missing); err != nil || done {
+			return err
+		}
+	}
 	return r.run(ctx)
+}
+
+// past hands on the last lines of the rotated files, all if lines is negative;
+// done is true past Until. All are open before the first is read, so that a
+// rotation meanwhile changes nothing.
+func (r *reader) past(lines int) (done bool, err error) {
+	var older []*reader
+	defer func() {
+		for _, o := range older {
+			o.close()
+		}
+	}()
+	newer := r
+	for n := 1; lines != 0; n++ {
+		o := &reader{path: r.path + "." + strconv.Itoa(n), opt: r.opt, f: r.f}
+		o.opt.Tail = lines
+		if err := o.open(); err != nil {
+			return false, err
+		}
+		if o.file == nil {
+			break
+		}
+		older = append(older, o)
+		if o.sameFile(newer) { // rotated between the two opens
+			o.buf = nil
+			continue
+		}
+		if lines, err = o.seekTail(); err != nil {
+			return false, err
+		}
+		newer = o
+	}
+	for _, o := range slices.Backward(older) {
+		if done, err := o.drain(); err != nil || done {
+			return done, err
+		}
+	}
+	return false, nil
+}
+
+func (r *reader) sameFile(other *reader) bool {
+	if r.file == nil || other.file == nil {
+		return false
+	}
+	a, err := r.file.Stat()
+	if err != nil {
+		return false
+	}
+	b, err := other.file.Stat()
+	return err == nil && os.SameFile(a, b)
 }
 
 type reader struct {
@@ -184,14 +243,15 @@ func (r *reader) follow() error {
 // tailBlock is how much is read at a time from the end.
 const tailBlock = 64 << 10
 
-// seekTail sets the reader to the last opt.Tail lines.
-func (r *reader) seekTail() error {
+// seekTail sets the reader to the last opt.Tail lines, and returns how many of
+// them it has not.
+func (r *reader) seekTail() (missing int, err error) {
 	if r.file == nil || r.opt.Tail < 0 {
-		return nil
+		return r.opt.Tail, nil
 	}
 	st, err := r.file.Stat()
 	if err != nil {
-		return fmt.Errorf("read log: %w", err)
+		return 0, fmt.Errorf("read log: %w", err)
 	}
 	at, newlines := st.Size(), 0
 	buf := make([]byte, tailBlock)
@@ -200,21 +260,21 @@ func (r *reader) seekTail() error {
 		n := min(at, tailBlock)
 		at -= n
 		if _, err := r.file.ReadAt(buf[:n], at); err != nil && !errors.Is(err, io.EOF) {
-			return fmt.Errorf("read log: %w", err)
+			return 0, fmt.Errorf("read log: %w", err)
 		}
 		for i := n - 1; i >= 0; i-- {
 			if buf[i] != '\n' {
 				continue
 			}
 			if newlines++; newlines > r.opt.Tail {
-				return r.seek(at + i + 1)
+				return 0, r.seek(at + i + 1)
 			}
 		}
 	}
 	if r.opt.Tail == 0 {
-		return r.seek(st.Size())
+		return 0, r.seek(st.Size())
 	}
-	return r.seek(0)
+	return r.opt.Tail - newlines, r.seek(0)
 }
 
 func (r *reader) seek(to int64) error {

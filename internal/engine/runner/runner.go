@@ -156,6 +156,31 @@ type Stats struct {
 	PageFaults       uint64 `json:"pageFaults"`
 	MajorPageFaults  uint64 `json:"majorPageFaults"`
 	Pids             uint64 `json:"pids"`
+	Detail
+}
+
+// Detail is what the cgroup tells beyond the sums.
+type Detail struct {
+	CPUUser          uint64            `json:"cpuUser,omitempty"` // nanoseconds, as all of CPU
+	CPUKernel        uint64            `json:"cpuKernel,omitempty"`
+	CPUs             []uint64          `json:"cpus,omitempty"` // of each processor; v1 only
+	Periods          uint64            `json:"periods,omitempty"`
+	ThrottledPeriods uint64            `json:"throttledPeriods,omitempty"`
+	ThrottledNanos   uint64            `json:"throttledNanos,omitempty"`
+	MemoryMax        uint64            `json:"memoryMax,omitempty"`    // the most there ever was
+	MemoryFailed     uint64            `json:"memoryFailed,omitempty"` // times the limit was hit
+	Memory           map[string]uint64 `json:"memory,omitempty"`       // memory.stat
+	PidsLimit        uint64            `json:"pidsLimit,omitempty"`    // 0: none
+	IOBytes          []IO              `json:"ioBytes,omitempty"`
+	IOOps            []IO              `json:"ioOps,omitempty"`
+}
+
+// IO is a count of a block device.
+type IO struct {
+	Major uint64 `json:"major"`
+	Minor uint64 `json:"minor"`
+	Op    string `json:"op"` // "read", "Write", …: as the cgroup version spells it
+	Value uint64 `json:"value"`
 }
 
 // Files in a runner's directory.

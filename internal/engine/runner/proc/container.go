@@ -283,6 +283,9 @@ func (c *container) update(l specs.LinuxResources) error {
 			limits.CpusetMems = l.CPU.Mems
 		}
 	}
+	if l.BlockIO != nil && l.BlockIO.Weight != nil {
+		limits.BlkioWeight = *l.BlockIO.Weight
+	}
 	if l.Pids != nil {
 		limits.PidsLimit = l.Pids.Limit
 	}

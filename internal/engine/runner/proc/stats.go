@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runc/libcontainer"
 
 	"github.com/ferryos/ferry/internal/engine/runner"
@@ -25,6 +26,13 @@ func (c *container) stats() (runner.Stats, error) {
 		CPUNanos: cg.CpuStats.CpuUsage.TotalUsage, MemoryUsage: mem.Usage.Usage, Pids: cg.PidsStats.Current,
 		PageFaults: mem.Stats["pgfault"], MajorPageFaults: mem.Stats["pgmajfault"],
 	}
+	s.Detail = runner.Detail{
+		CPUUser: cg.CpuStats.CpuUsage.UsageInUsermode, CPUKernel: cg.CpuStats.CpuUsage.UsageInKernelmode, CPUs: cg.CpuStats.CpuUsage.PercpuUsage,
+		Periods: cg.CpuStats.ThrottlingData.Periods, ThrottledPeriods: cg.CpuStats.ThrottlingData.ThrottledPeriods,
+		ThrottledNanos: cg.CpuStats.ThrottlingData.ThrottledTime, MemoryMax: mem.Usage.MaxUsage, MemoryFailed: mem.Usage.Failcnt,
+		Memory: mem.Stats, PidsLimit: cg.PidsStats.Limit,
+		IOBytes: ioCounts(cg.BlkioStats.IoServiceBytesRecursive), IOOps: ioCounts(cg.BlkioStats.IoServicedRecursive),
+	}
 	// The kernel's "no limit" is the highest page-aligned number.
 	if mem.Usage.Limit < 1<<62 {
 		s.MemoryLimit = mem.Usage.Limit
@@ -38,6 +46,14 @@ func (c *container) stats() (runner.Stats, error) {
 	}
 	s.MemoryWorkingSet = s.MemoryUsage - min(inactive, s.MemoryUsage)
 	return s, nil
+}
+
+func ioCounts(in []cgroups.BlkioStatEntry) []runner.IO {
+	var out []runner.IO
+	for _, e := range in {
+		out = append(out, runner.IO{Major: e.Major, Minor: e.Minor, Op: e.Op, Value: e.Value})
+	}
+	return out
 }
 
 // oomCounter counts the out-of-memory kills in a container's cgroup.

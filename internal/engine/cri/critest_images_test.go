@@ -3,11 +3,12 @@ package cri_test
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"debug/elf"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,10 +16,12 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ferryos/ferry/internal/engine/enginetest"
+	"github.com/ferryos/ferry/internal/engine/store"
 )
 
 // image is an image of the registry: a file system, and what is special about it.
@@ -193,9 +196,9 @@ type registry struct {
 	blobs map[string][]byte
 }
 
-// serveImages answers this process's requests to any registry but those of
-// this machine, so that critest's images can be pulled by their own names.
-func serveImages(t *testing.T) {
+// serveImages serves the images on loopback and returns it as the mirror of the
+// registries that critest names.
+func serveImages(t *testing.T) []store.Registry {
 	r := registry{map[string]string{}, map[string][]byte{}}
 	packages := root(os.Getenv("CRITEST_ROOT"))
 	base := packages.busybox(t)
@@ -232,34 +235,32 @@ func serveImages(t *testing.T) {
 			}
 		}
 	}
-	real := http.DefaultTransport
-	http.DefaultTransport = r
-	t.Cleanup(func() { http.DefaultTransport = real })
+	server := httptest.NewServer(r)
+	t.Cleanup(server.Close)
+	var out []store.Registry
+	for _, host := range []string{"registry.k8s.io", "gcr.io", "k8s.gcr.io"} {
+		out = append(out, store.Registry{Host: host, Mirrors: []string{server.URL}})
+	}
+	return out
 }
 
-// RoundTrip implements http.RoundTripper.
-func (r registry) RoundTrip(req *http.Request) (*http.Response, error) {
-	answer := func(code int, media string, digest string, body []byte) (*http.Response, error) {
-		h := http.Header{"Content-Type": {media}, "Content-Length": {fmt.Sprint(len(body))}, "Docker-Content-Digest": {digest}}
-		resp := &http.Response{StatusCode: code, Header: h, Request: req, ContentLength: int64(len(body)), Body: io.NopCloser(bytes.NewReader(body)), ProtoMajor: 1}
-		if req.Method == http.MethodHead {
-			resp.Body = http.NoBody
-		}
-		return resp, nil
+// ServeHTTP implements http.Handler.
+func (r registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	answer := func(media, digest string) {
+		w.Header().Set("Content-Type", media)
+		w.Header().Set("Docker-Content-Digest", digest)
+		http.ServeContent(w, req, "", time.Time{}, bytes.NewReader(r.blobs[digest]))
 	}
 	path := strings.TrimPrefix(req.URL.Path, "/v2/")
-	if name, ref, found := strings.Cut(path, "/manifests/"); found {
-		if digest, tagged := r.tags[name+":"+ref]; tagged {
-			ref = digest
-		}
-		if body, found := r.blobs[ref]; found {
-			return answer(http.StatusOK, ocispec.MediaTypeImageManifest, ref, body)
-		}
+	name, ref, _ := strings.Cut(path, "/manifests/")
+	digest := cmp.Or(r.tags[name+":"+ref], ref)
+	_, blob, _ := strings.Cut(path, "/blobs/")
+	switch {
+	case r.blobs[digest] != nil:
+		answer(ocispec.MediaTypeImageManifest, digest)
+	case r.blobs[blob] != nil:
+		answer("application/octet-stream", blob)
+	default:
+		http.NotFound(w, req)
 	}
-	if _, digest, found := strings.Cut(path, "/blobs/"); found {
-		if body, found := r.blobs[digest]; found {
-			return answer(http.StatusOK, "application/octet-stream", digest, body)
-		}
-	}
-	return answer(http.StatusNotFound, "application/json", "", []byte(`{"errors":[{"code":"MANIFEST_UNKNOWN"}]}`))
 }

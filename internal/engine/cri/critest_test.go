@@ -31,7 +31,7 @@ func TestCritest(t *testing.T) {
 		t.Skip("`make conformance-cri` runs it")
 	}
 	runnertest.NeedRoot(t)
-	serveImages(t)
+	registries := serveImages(t)
 	before := sharedMemory(t)
 	t.Cleanup(func() { // critest makes two on the host and leaves them
 		for id, line := range sharedMemory(t) {
@@ -42,7 +42,7 @@ func TestCritest(t *testing.T) {
 			}
 		}
 	})
-	m := enginetest.New(t)
+	m := enginetest.New(t, registries...)
 	service := cri.New(cri.Options{Engine: m.Engine, Version: "0.0.0-test", Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	path := filepath.Join(m.Dir(), "cri.sock")
 	socket := cri.NewSocket(service, path, slog.New(slog.NewTextHandler(t.Output(), nil)))
@@ -105,7 +105,7 @@ func sharedMemory(t *testing.T) map[int]string {
 // then say: any other failure of theirs is one.
 var expected = map[string]string{
 	// It asks for one digest's original bytes.
-	"public image with digest should be pulled and removed": "not found",
+	"public image with digest should be pulled and removed": "test-image-digest@sha256:9700f9a2",
 }
 
 // spec is what one spec of the suite came to.
@@ -201,7 +201,7 @@ func compare(t *testing.T, table string) {
 	switch {
 	case old == "":
 		t.Fatalf("%s has no table of areas", conformanceFile)
-	case os.Getenv("CRITEST_UPDATE") != "":
+	case os.Getenv("CRITEST_UPDATE") != "" && !t.Failed():
 		if err := os.WriteFile(conformanceFile, []byte(strings.Replace(string(text), old, table, 1)), 0o644); err != nil {
 			t.Fatal(err)
 		}

@@ -41,15 +41,17 @@ type Machine struct {
 	Store   *store.Store
 	Network *network.Network
 
+	registries []store.Registry
+
 	tb     testing.TB
 	dir    string
 	suffix string
 	cgroup string
 }
 
-// New starts an engine. At the end of the test all its pods are removed and
+// New starts an engine, which reaches registries as it is told. At the end of the test all its pods are removed and
 // everything it made is taken away.
-func New(tb testing.TB) *Machine {
+func New(tb testing.TB, registries ...store.Registry) *Machine {
 	tb.Helper()
 	runnertest.NeedRoot(tb)
 	dir, err := os.MkdirTemp("", "fe")
@@ -57,7 +59,7 @@ func New(tb testing.TB) *Machine {
 		tb.Fatal(err)
 	}
 	sum := sha256.Sum256([]byte(dir))
-	m := &Machine{tb: tb, dir: dir, suffix: hex.EncodeToString(sum[:3]), cgroup: "/ferrytest-" + filepath.Base(dir)}
+	m := &Machine{registries: registries, tb: tb, dir: dir, suffix: hex.EncodeToString(sum[:3]), cgroup: "/ferrytest-" + filepath.Base(dir)}
 	tb.Cleanup(m.remove)
 	if err := os.Chmod(dir, 0o711); err != nil { // as /run/ferry is
 		tb.Fatal(err)
@@ -89,7 +91,7 @@ func (m *Machine) Start() {
 	if err != nil {
 		m.tb.Fatal(err)
 	}
-	m.Store = store.New(store.Options{Root: filepath.Join(m.dir, "store"), Log: log})
+	m.Store = store.New(store.Options{Root: filepath.Join(m.dir, "store"), Registries: m.registries, Log: log})
 	m.Engine = engine.New(engine.Options{DataDir: filepath.Join(m.dir, "engine"), RunDir: filepath.Join(m.dir, "run"),
 		RunnerBinary: runnertest.Build(m.tb), CgroupParent: m.cgroup, Store: m.Store, Network: m.Network, Log: log, Runners: 2})
 	for _, start := range []func(context.Context) error{m.Network.Start, m.Store.Start, m.Engine.Start} {

@@ -89,7 +89,7 @@ func (b *Builder) solve(ctx context.Context, r *request, files *tarContext, out 
 	}
 	g.Go(func() error { return own.Run(sessionCtx, k.dialSession) })
 	solve := &controlapi.SolveRequest{Ref: identity.NewID(), Session: own.ID(), Frontend: "dockerfile.v0", FrontendAttrs: r.attrs,
-		Cache: &r.cache, Entitlements: r.allowed}
+		Cache: &r.cache, Entitlements: r.allowed, Internal: true} // no record of it is kept for buildx's history, which costs more than a rebuild
 	if r.export != nil {
 		solve.Exporters = []*controlapi.Exporter{r.export}
 	}

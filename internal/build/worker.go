@@ -178,7 +178,12 @@ func (n namedImages) Update(ctx context.Context, img images.Image, fields ...str
 		return images.Image{}, err
 	}
 	ctx = named(ctx)
-	if old, err := n.Store.Get(ctx, img.Name); err == nil && old.Target.Digest != img.Target.Digest {
+	old, err := n.Store.Get(ctx, img.Name)
+	if err == nil && old.Target.Digest == img.Target.Digest {
+		n.tell(ctx, img.Name, nil)
+		return old, nil // nothing to write: a rebuild
+	}
+	if err == nil {
 		if err := n.all.KeepUnnamed(ctx, img.Name, old.Target, img.Target); err != nil {
 			return images.Image{}, err
 		}

@@ -163,7 +163,7 @@ func (s *Server) eventStream(w http.ResponseWriter, r *http.Request) error {
 		return rc.Flush()
 	}
 	var list []events.Message
-	if !since.IsZero() {
+	if param(r, "since") != "" { // 0 is the beginning of time
 		list, place = s.events.After(0)
 		if err := tell(list); err != nil {
 			return err

@@ -53,6 +53,7 @@ func makePlan(req container.CreateRequest, name string, image dockerspec.DockerO
 	if err != nil {
 		return p, err
 	}
+	h.LogConfig.Type = cmp.Or(h.LogConfig.Type, "json-file") // clients look at it before they ask for logs
 	p.settings = settings{Config: merged, HostConfig: h}
 	p.pod = engine.PodSpec{
 		Owner: engine.OwnerDocker, Name: name, Hostname: c.Hostname, PID: engine.ModeContainer,

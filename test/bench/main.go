@@ -24,7 +24,7 @@ func main() {
 	bin := flag.String("bin", "bin", "directory of the programs under test")
 	out := flag.String("o", "docs/benchmarks.md", "file to write")
 	cold := flag.Bool("cold", false, "measure a build with an empty build cache too: ten minutes")
-	only := flag.String("only", "", "measure only `pods`, containers, cri or pull, print it and write nothing")
+	only := flag.String("only", "", "measure only `pods`, containers, build, cri or pull, print it and write nothing")
 	flag.Parse()
 	if err := run(ctx, *bin, *out, *cold, *only); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -68,11 +68,11 @@ func run(ctx context.Context, bin, out string, cold bool, only string) error {
 // only measures one thing, for who works on it.
 func (b *bench) only(ctx context.Context, what string) error {
 	parts := map[string]func(*machine.Machine) error{
-		"pods": func(m *machine.Machine) error { return b.pods(ctx, m) }, "containers": b.containers,
+		"pods": func(m *machine.Machine) error { return b.pods(ctx, m) }, "containers": b.containers, "build": b.builds,
 		"cri": func(m *machine.Machine) error { return b.cri(ctx, m) }, "pull": b.pulls}
 	part, known := parts[what]
 	if !known {
-		return fmt.Errorf("-only %s: none of pods, containers, cri and pull", what)
+		return fmt.Errorf("-only %s: none of pods, containers, build, cri and pull", what)
 	}
 	return b.withMachine(func(m *machine.Machine) error {
 		if _, err := m.Run("ferry", "up"); err != nil {
@@ -223,6 +223,9 @@ func (b *bench) running(ctx context.Context) error {
 			return err
 		}
 		if err := b.pulls(m); err != nil {
+			return err
+		}
+		if err := b.builds(m); err != nil {
 			return err
 		}
 		return b.cri(ctx, m)

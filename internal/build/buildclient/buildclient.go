@@ -136,13 +136,15 @@ func (o *Options) solve(dockerfile string) (client.SolveOpt, error) {
 	if err != nil {
 		return client.SolveOpt{}, err
 	}
-	export := map[string]string{"unpack": "true"}
+	export := map[string]string{}
 	if len(o.Tags) > 0 {
 		export["name"] = strings.Join(o.Tags, ",")
 	}
 	return client.SolveOpt{Frontend: "dockerfile.v0", FrontendAttrs: attrs,
 		LocalMounts: map[string]fsutil.FS{"context": files, "dockerfile": dockerfiles},
-		Exports:     []client.ExportEntry{{Type: client.ExporterImage, Attrs: export}}}, nil
+		Exports:     []client.ExportEntry{{Type: "moby", Attrs: export}},
+		Internal:    true, // no record is kept for buildx's history: that costs more than a rebuild
+	}, nil
 }
 
 // buildError takes gRPC's words off a build's failure.

@@ -36,6 +36,7 @@ help: ## list the targets
 build: deps ## build everything into bin/
 	@mkdir -p $(BIN)/images
 	CGO_ENABLED=1 $(GO) build -tags '$(RUNNER_TAGS)' -ldflags '$(RUNNER_FLAGS)' -o $(BIN)/ferry-runner ./cmd/ferry-runner
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/ferry-init ./cmd/ferry-init
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/mlp ./runtimes/mlp
 	$(GO) run ./runtimes/mlp/image -binary $(BIN)/mlp -o $(BIN)/images/mlp.tar
 	$(GO) build -ldflags '$(FERRY_FLAGS) $(KUBE_FLAGS)' -o $(BIN)/ferryd ./cmd/ferryd
@@ -87,7 +88,7 @@ install: build ## install below PREFIX
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/ferry/images
 	install -m 755 $(BIN)/ferry $(DESTDIR)$(PREFIX)/bin/
 	install -m 644 $(BIN)/images/mlp.tar $(DESTDIR)$(PREFIX)/libexec/ferry/images/
-	install -m 755 $(BIN)/ferryd $(BIN)/ferry-runner $(DESTDIR)$(PREFIX)/libexec/ferry/
+	install -m 755 $(BIN)/ferryd $(BIN)/ferry-runner $(BIN)/ferry-init $(DESTDIR)$(PREFIX)/libexec/ferry/
 
 clean: ## remove what was built
 	rm -rf $(BIN)

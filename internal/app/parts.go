@@ -115,6 +115,7 @@ func newEngineParts(cfg config.Config, pool int, log *slog.Logger) (*parts, erro
 	images := newStore(cfg, hub, func(ctx context.Context) []string { return containers.ImagesInUse(ctx) }, log)
 	containers = engine.New(engine.Options{
 		DataDir: filepath.Join(cfg.DataDir, "engine"), RunDir: cfg.RunDir, RunnerBinary: filepath.Join(cfg.LibexecDir, "ferry-runner"),
+		InitBinary: filepath.Join(cfg.LibexecDir, "ferry-init"), CDIDirs: cfg.CDIDirs,
 		CgroupParent: cfg.CgroupParent, Store: images, Network: bridge, Log: log, Runners: pool,
 	})
 	return &parts{list: []lifecycle.Component{bridge, images, containers}, engine: containers, network: bridge, store: images, registry: hub}, nil

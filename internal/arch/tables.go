@@ -25,6 +25,7 @@ var layers = []layer{
 	{"cmd/ferry", "cli"},
 	{"cmd/ferryd", "app"},
 	{"cmd/ferry-runner", "engine/runner/proc"},
+	{"cmd/ferry-init", "initproc"},
 
 	// The command line is a client like any other; the composition root knows every part.
 	{"cli", "build/buildclient cgroups config fault instance kube/kubeconfig term"},
@@ -45,7 +46,7 @@ var layers = []layer{
 
 	// The container engine.
 	{"engine/enginetest", "engine engine/network engine/runner engine/runner/runnertest engine/store"},
-	{"engine", "cgroups engine/files engine/network engine/runner engine/store fault"},
+	{"engine", "cgroups engine/cdi engine/files engine/network engine/runner engine/store fault"},
 	{"engine/store", "engine/files fault"},
 	{"engine/files", "fault"},
 	{"engine/network", "engine/network/names fault"},
@@ -54,6 +55,8 @@ var layers = []layer{
 	{"engine/runner", "fault"},
 	{"engine/runner/runnertest", ""},
 	{"engine/crilog", ""},
+	{"engine/cdi", "fault"},
+	{"initproc", ""},
 
 	// Small, without a domain.
 	{"term", "fault"},
@@ -99,6 +102,7 @@ var owners = []owner{
 	{"github.com/vishvananda/netlink github.com/mdlayher/netlink github.com/google/nftables", "engine/network"},
 	{"github.com/miekg/dns", "engine/network/names"},
 	{"github.com/moby/buildkit", "build build/buildclient build/dockerfile"},
+	{"tags.cncf.io/container-device-interface", "engine/cdi"},
 	{"k8s.io go.etcd.io github.com/coredns go.uber.org/zap", "kube"},
 	{"k8s.io/api k8s.io/apimachinery k8s.io/client-go", "kube test/bench"}, // as a client
 	{"k8s.io/cri-api", "kube engine/cri test/bench"},
@@ -139,6 +143,8 @@ var programs = []program{
 		"google.golang.org/grpc google.golang.org/protobuf github.com/spf13/cobra " +
 		modulePath + "/internal/engine/store " + modulePath + "/internal/engine/network",
 		"there is a runner for every pod, and libcontainer executes it again for every process"},
+	{"cmd/ferry-init", "", kubernetes + modulePath + "/internal/engine github.com/opencontainers github.com/moby github.com/spf13",
+		"it is a process of every container that asks for it"},
 	{"cmd/ferryd", "", "github.com/opencontainers/runc " + modulePath + "/internal/engine/runner/proc " +
 		modulePath + "/internal/cli " + modulePath + "/runtimes",
 		"libcontainer needs a small program of its own; a runtime is a payload"},

@@ -123,7 +123,8 @@ func (e *env) root() *cobra.Command {
 	e.addGroup(root, "node", e.upCommand(), e.downCommand(), e.statusCommand(), e.doctorCommand(), e.systemCommand(), e.versionCommand())
 	e.addGroup(root, "container", e.runCommand(), e.psCommand(), e.logsCommand(), e.execCommand(),
 		e.startCommand(), e.stopCommand(), e.restartCommand(), e.killCommand(), e.rmCommand(), e.inspectCommand(),
-		e.cpCommand(), e.diffCommand(), e.exportCommand(), e.commitCommand(), e.volumeCommand())
+		e.pauseCommand(), e.unpauseCommand(), e.renameCommand(), e.updateCommand(), e.waitCommand(), e.topCommand(), e.portCommand(),
+		e.cpCommand(), e.diffCommand(), e.exportCommand(), e.commitCommand(), e.volumeCommand(), e.eventsCommand(), e.statsCommand())
 	e.addGroup(root, "image", e.buildCommand(), e.imageCommand(), e.imagesCommand(), e.tagCommand(), e.rmiCommand(),
 		e.pullCommand(), e.pushCommand(), e.loadCommand(), e.saveCommand(), e.importCommand())
 	root.AddCommand(helpTopics()...)

@@ -24,10 +24,10 @@ import (
 // createFlags are the flags of run that describe the container, as docker has them.
 type createFlags struct {
 	name, user, workdir, entrypoint, hostname, network, stopSignal      string
-	memory, cpus, shmSize                                               string
+	memory, cpus, shmSize, restart                                      string
 	env, envFiles, volumes, volumesFrom, mounts, tmpfs, publish, labels []string
 	capAdd, capDrop, devices, securityOpts, addHosts, dns, sysctls      []string
-	remove, stdin, tty, publishAll, privileged, readOnly                bool
+	remove, stdin, tty, publishAll, privileged, readOnly, init          bool
 	stopTimeout                                                         int
 	pidsLimit                                                           int64
 }
@@ -49,6 +49,9 @@ func (o *createFlags) addFlags(cmd *cobra.Command) {
 	f.StringVar(&o.stopSignal, "stop-signal", "", "`signal` that stop sends")
 	f.IntVar(&o.stopTimeout, "stop-timeout", -1, "`seconds` that stop waits before it kills; 10 without it")
 	hideDefault(cmd, "stop-timeout")
+
+	f.StringVar(&o.restart, "restart", "", "restart `policy`: no, always, unless-stopped, on-failure[:N]")
+	f.BoolVar(&o.init, "init", false, "run the program under a process 1 that reaps and hands signals on")
 
 	f.StringArrayVarP(&o.volumes, "volume", "v", nil, "mount `[HOST-PATH|VOLUME:]PATH[:ro]`; PATH alone is a new volume")
 	f.StringArrayVar(&o.volumesFrom, "volumes-from", nil, "mount what `CONTAINER[:ro]` has mounted")
@@ -284,29 +287,49 @@ func tmpfs(m *mount.Mount, set func(*mount.TmpfsOptions) error) error {
 }
 
 func (o *createFlags) limits(_ *container.Config, h *container.HostConfig) error {
-	for _, f := range []struct {
-		name, value string
-		to          *int64
-	}{{"memory", o.memory, &h.Memory}, {"shm-size", o.shmSize, &h.ShmSize}} {
-		if f.value == "" {
-			continue
-		}
-		n, err := units.RAMInBytes(f.value)
-		if err != nil {
-			return flagError(f.name, f.value, err)
-		}
-		*f.to = n
+	if err := setSize("shm-size", o.shmSize, &h.ShmSize); err != nil {
+		return err
 	}
-	if o.cpus != "" {
-		cpus, err := strconv.ParseFloat(o.cpus, 64)
-		if err != nil || !(cpus > 0 && cpus < maxCPUs) {
-			return flagError("cpus", o.cpus, fmt.Errorf("not a positive number"))
-		}
-		h.NanoCPUs = max(1, int64(math.Round(cpus*1e9))) // 0 would be no limit
+	if err := setLimits(&h.Resources, o.memory, o.cpus); err != nil {
+		return err
 	}
 	if o.pidsLimit != 0 {
 		h.PidsLimit = &o.pidsLimit
 	}
+	var err error
+	if o.restart != "" {
+		h.RestartPolicy, err = restartPolicy(o.restart)
+	}
+	if o.init {
+		h.Init = &o.init
+	}
+	return err
+}
+
+// setLimits reads --memory and --cpus; "" leaves a limit as it is.
+func setLimits(r *container.Resources, memory, cpus string) error {
+	if err := setSize("memory", memory, &r.Memory); err != nil {
+		return err
+	}
+	if cpus != "" {
+		n, err := strconv.ParseFloat(cpus, 64)
+		if err != nil || !(n > 0 && n < maxCPUs) {
+			return flagError("cpus", cpus, fmt.Errorf("not a positive number"))
+		}
+		r.NanoCPUs = max(1, int64(math.Round(n*1e9))) // 0 would be no limit
+	}
+	return nil
+}
+
+func setSize(name, value string, to *int64) error {
+	if value == "" {
+		return nil
+	}
+	n, err := units.RAMInBytes(value)
+	if err != nil {
+		return flagError(name, value, err)
+	}
+	*to = n
 	return nil
 }
 

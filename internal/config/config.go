@@ -29,10 +29,13 @@ type Config struct {
 	DataDir string `json:"dataDir,omitempty"`
 	// RunDir holds what ends with the boot: sockets, namespaces, mount points, the daemon's pid.
 	RunDir string `json:"runDir,omitempty"`
-	// LibexecDir holds ferryd, ferry-runner and the bundled images (images/*.tar).
+	// LibexecDir holds ferryd, ferry-runner, ferry-init and the bundled images (images/*.tar).
 	// Empty: the directory of the running program, or ../libexec/ferry from there
 	// if ferryd is there alone.
 	LibexecDir string `json:"libexecDir,omitempty"`
+	// CDIDirs hold the files that say what devices given by name are (--gpus, --device VENDOR/CLASS=NAME); a
+	// later one goes before an earlier.
+	CDIDirs []string `json:"cdiDirs,omitempty"`
 	// LogLevel is one of debug, info, warn and error; Kubernetes' own messages of level info come with debug.
 	LogLevel string `json:"logLevel,omitempty"`
 	// NodeName is the Kubernetes node's name. Empty: the host name in lower case.
@@ -150,6 +153,7 @@ func Default() Config {
 	return Config{
 		DataDir:      "/var/lib/ferry",
 		RunDir:       "/run/ferry",
+		CDIDirs:      []string{"/etc/cdi", "/var/run/cdi"},
 		LogLevel:     "info",
 		CgroupParent: "/ferry",
 		Engine:       Engine{PidsLimit: &pids},
@@ -260,6 +264,11 @@ func (c Config) validate() error {
 	} {
 		if !filepath.IsAbs(p.path) || filepath.Clean(p.path) == "/" {
 			errs = append(errs, fmt.Errorf("%s: %q must be an absolute path below /", p.field, p.path))
+		}
+	}
+	for _, dir := range c.CDIDirs {
+		if !filepath.IsAbs(dir) {
+			errs = append(errs, fmt.Errorf("cdiDirs: %q must be an absolute path", dir))
 		}
 	}
 	// A unix socket's path has at most 107 bytes, and ours end in names of up to 40.

@@ -72,7 +72,7 @@ func TestSecondFerry(t *testing.T) {
 		t.Fatal(err)
 	}
 	shared := func(path string) bool {
-		return slices.Contains([]string{"libexecDir", "logLevel", "network.clusterDomain"}, path) ||
+		return slices.Contains([]string{"libexecDir", "cdiDirs", "logLevel", "network.clusterDomain"}, path) ||
 			strings.HasPrefix(path, "images.") || strings.HasPrefix(path, "engine.") || strings.HasPrefix(path, "registries[].")
 	}
 	theirs, ours := flat(t, a), flat(t, b)

@@ -56,6 +56,9 @@ func (s *Server) containerCreate(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if err := s.join(ctx, &plan); err != nil {
+		return err
+	}
 	s.using.RLock()
 	defer s.using.RUnlock()
 	if err := s.findVolumes(ctx, &plan); err != nil {

@@ -40,7 +40,7 @@ func TestDocker(t *testing.T) {
 		{"run --rm " + image + " /etc", "", 126, "", "is a directory"},
 		{"run --rm --pull never nothing true", "", 125, "", "No such image: nothing:latest"},
 		{"run --rm --restart always " + image + " true", "", 125, "", "onflicting options"},
-		{"run --gpus all " + image + " true", "", 125, "", `not supported yet: --gpus \(DeviceRequests\)`},
+		{"run --gpus all " + image + " true", "", 125, "", `unresolvable CDI devices nvidia.com/gpu=all`},
 		{"run -d --name web --label app=x -e A=b -p 127.0.0.1::80 " + image + " sh -c 'trap \"exit 0\" TERM; echo started; sleep 1000 & wait'", "", 0, "[0-9a-f]{64}\n", ""},
 		{"run -d --name web " + image, "", 125, "", `"/web" is already in use`},
 		{"ps --format '{{.Names}} {{.Image}} {{.State}}' --filter name=^web$", "", 0, "web " + image + " running\n", ""},

@@ -2,6 +2,7 @@ package dockerapi
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -198,18 +199,69 @@ func (p *plan) namespaces(h container.HostConfig) error {
 	switch mode := h.PidMode; {
 	case mode.IsHost():
 		p.container.PID = engine.ModeHost
-	case !mode.Valid():
+	case mode.IsContainer():
+		p.container.PIDTarget = mode.Container() // turned into an ID by join
+	case !mode.Valid(), mode != "":
 		return fault.New(fault.Invalid, "invalid PID mode: %s", mode)
-	case mode != "":
-		return unsupported("--pid %s", mode)
 	}
 	switch mode := h.IpcMode; {
 	case mode.IsHost():
 		p.pod.IPC = engine.ModeHost
+	case mode.IsContainer():
+		p.container.IPCTarget = mode.Container()
 	case !mode.Valid():
 		return fault.New(fault.Invalid, "invalid IPC mode: %s", mode)
-	case mode != "" && !mode.IsPrivate() && !mode.IsShareable():
-		return unsupported("--ipc %s", mode)
+	case mode.IsNone():
+		p.container.NoShm = true
+	case mode.IsEmpty():
+		p.settings.HostConfig.IpcMode = container.IPCModePrivate
+	}
+	switch mode := h.UTSMode; {
+	case mode.IsHost() && (p.settings.Config.Hostname != "" || p.settings.Config.Domainname != ""):
+		return fault.New(fault.Invalid, "conflicting options: hostname and the UTS mode")
+	case mode.IsHost():
+		p.pod.UTS = engine.ModeHost
+	case !mode.Valid():
+		return fault.New(fault.Invalid, "invalid UTS mode: %s", mode)
+	}
+	switch mode := h.CgroupnsMode; {
+	case mode.IsHost():
+		p.container.CgroupNS = engine.ModeHost
+	case mode.IsPrivate():
+		p.container.CgroupNS = engine.ModeContainer
+	case !mode.Valid():
+		return fault.New(fault.Invalid, "invalid cgroup namespace mode: %s", mode)
+	}
+	p.container.Domainname = p.settings.Config.Domainname
+	p.container.Init = h.Init != nil && *h.Init
+	if h.Runtime != "" && !slices.Contains(runtimes, h.Runtime) {
+		return fault.New(fault.Invalid, "unknown or invalid runtime name: %s", h.Runtime).Hint("leave --runtime out: Ferry has one")
+	}
+	return nil
+}
+
+// runtimes are names of the one runtime there is; all but its own are what
+// dockerd calls the same thing.
+var runtimes = []string{"ferry", "runc", "io.containerd.runc.v2"}
+
+// join finds the containers whose namespaces a container is to share.
+func (s *Server) join(ctx context.Context, p *plan) error {
+	if key := p.container.PIDTarget; key != "" {
+		target, err := s.find(ctx, key)
+		if err != nil {
+			return err
+		}
+		p.container.PIDTarget = target.ID
+	}
+	if key := p.container.IPCTarget; key != "" {
+		target, err := s.find(ctx, key)
+		if err != nil {
+			return err
+		}
+		if !settingsOf(target).HostConfig.IpcMode.IsShareable() {
+			return fault.New(fault.Conflict, "cannot join IPC of container %s: non-shareable IPC (hint: use IpcMode:shareable for the donor container)", target.ID)
+		}
+		p.container.IPCTarget = target.ID
 	}
 	return nil
 }
@@ -262,11 +314,11 @@ func (p *plan) security(h container.HostConfig) error {
 		AddCaps: h.CapAdd, DropCaps: h.CapDrop, MaskedPaths: h.MaskedPaths, ReadonlyPaths: h.ReadonlyPaths,
 	}
 	for _, g := range h.GroupAdd {
-		id, err := strconv.ParseUint(g, 10, 32)
-		if err != nil {
-			return unsupported("--group-add %s: a group by name", g)
+		if id, err := strconv.ParseUint(g, 10, 32); err == nil {
+			sec.SupplementalGroups = append(sec.SupplementalGroups, uint32(id))
+		} else {
+			sec.GroupNames = append(sec.GroupNames, g)
 		}
-		sec.SupplementalGroups = append(sec.SupplementalGroups, uint32(id))
 	}
 	for _, opt := range h.SecurityOpt {
 		key, value, _ := strings.Cut(strings.Replace(opt, ":", "=", 1), "=")
@@ -298,6 +350,20 @@ func (p *plan) devices(h container.HostConfig) error {
 	for _, d := range h.Devices {
 		p.container.Devices = append(p.container.Devices, engine.Device{
 			HostPath: d.PathOnHost, ContainerPath: cmp.Or(d.PathInContainer, d.PathOnHost), Permissions: cmp.Or(d.CgroupPermissions, "rwm")})
+	}
+	for _, rule := range h.DeviceCgroupRules {
+		parsed, err := parseDeviceRule(rule)
+		if err != nil {
+			return err
+		}
+		p.container.DeviceRules = append(p.container.DeviceRules, parsed)
+	}
+	for _, r := range h.DeviceRequests {
+		names, err := cdiNames(r)
+		if err != nil {
+			return err
+		}
+		p.container.CDIDevices = append(p.container.CDIDevices, names...)
 	}
 	return nil
 }

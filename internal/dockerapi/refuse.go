@@ -27,24 +27,19 @@ var honoured = []string{
 	"CPUShares", "Memory", "NanoCPUs", "CgroupParent", "CPUPeriod", "CPUQuota", "CpusetCpus", "CpusetMems", "Devices",
 	"MemorySwap", "PidsLimit", "Ulimits",
 	"RestartPolicy", "MemoryReservation", "MemorySwappiness", "OomKillDisable", "BlkioWeight", "BlkioWeightDevice",
-	"BlkioDeviceReadBps", "BlkioDeviceWriteBps", "BlkioDeviceReadIOps", "BlkioDeviceWriteIOps",
+	"CgroupnsMode", "UTSMode", "Runtime", "Init", "DeviceCgroupRules", "DeviceRequests", "BlkioDeviceReadBps", "BlkioDeviceWriteBps", "BlkioDeviceReadIOps", "BlkioDeviceWriteIOps",
 }
 
 // noOps are values other than the zero one that ask for nothing.
 var noOps = map[string]func(h container.HostConfig) bool{
 	"VolumeDriver": func(h container.HostConfig) bool { return h.VolumeDriver == "local" },
-	"CgroupnsMode": func(h container.HostConfig) bool { return h.CgroupnsMode.IsPrivate() },
 	"UsernsMode":   func(h container.HostConfig) bool { return h.UsernsMode.IsHost() || ownUsers(h.UsernsMode) },
-	"Runtime":      func(h container.HostConfig) bool { return h.Runtime == "ferry" || h.Runtime == "runc" },
 	"Isolation":    func(h container.HostConfig) bool { return h.Isolation.IsDefault() },
-	"Init":         func(h container.HostConfig) bool { return !*h.Init },
 }
 
 // flags are the docker command's names of settings that people try.
 var flags = map[string]string{
-	"Init": "--init", "DeviceRequests": "--gpus", "Links": "--link", "CgroupnsMode": "--cgroupns", "UTSMode": "--uts",
-	"StorageOpt": "--storage-opt", "Runtime": "--runtime", "Domainname": "--domainname",
-	"DeviceCgroupRules": "--device-cgroup-rule", "VolumeDriver": "--volume-driver",
+	"Links": "--link", "StorageOpt": "--storage-opt", "VolumeDriver": "--volume-driver",
 }
 
 // refuse returns an error that names the settings of req which cannot be
@@ -53,10 +48,6 @@ var flags = map[string]string{
 func refuse(req container.CreateRequest) error {
 	var names []string
 	names = unknownFields(reflect.ValueOf(*req.HostConfig), *req.HostConfig, names)
-	c := req.Config
-	if c.Domainname != "" {
-		names = append(names, "Domainname")
-	}
 	if req.NetworkingConfig != nil {
 		for network, endpoint := range req.NetworkingConfig.EndpointsConfig {
 			if mode := container.NetworkMode(network); mode.IsUserDefined() && mode != req.HostConfig.NetworkMode {

@@ -8,8 +8,10 @@ import (
 	"net/http"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/moby/moby/api/types/blkiodev"
@@ -251,6 +253,9 @@ func (s *Server) containerUpdate(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if req.PidsLimit == nil { // it may be the daemon's own, which the container was not asked for
+		wanted.Pids = c.Spec.Resources.Pids
+	}
 	wanted.HugePages, wanted.Unified = c.Spec.Resources.HugePages, c.Spec.Resources.Unified
 	extra, err := json.Marshal(set)
 	if err != nil {
@@ -296,4 +301,50 @@ func update(h *container.HostConfig, req container.UpdateConfig) error {
 		h.RestartPolicy = req.RestartPolicy
 	}
 	return cmp.Or(checkResources(*h), checkPolicy(*h))
+}
+
+var deviceRule = regexp.MustCompile(`^([acb]) ([0-9]+|\*):([0-9]+|\*) ([rwm]{1,3})$`)
+
+// parseDeviceRule reads a rule of the devices cgroup: "c 42:* rmw".
+func parseDeviceRule(s string) (specs.LinuxDeviceCgroup, error) {
+	m := deviceRule.FindStringSubmatch(s)
+	if m == nil {
+		return specs.LinuxDeviceCgroup{}, fault.New(fault.Invalid, "invalid device cgroup rule format: '%s'", s).Hint("write TYPE MAJOR:MINOR ACCESS, as c 42:* rmw")
+	}
+	rule := specs.LinuxDeviceCgroup{Allow: true, Type: m[1], Access: m[4]}
+	for i, number := range []**int64{&rule.Major, &rule.Minor} {
+		if m[2+i] == "*" {
+			continue
+		}
+		n, err := strconv.ParseInt(m[2+i], 10, 32)
+		if err != nil {
+			return rule, fault.New(fault.Invalid, "invalid device cgroup rule format: '%s': %w", s, err)
+		}
+		*number = &n
+	}
+	return rule, nil
+}
+
+// cdiNames are the CDI names of the devices that a request asks for: its own,
+// or those of the vendor's who has described the machine's GPUs.
+func cdiNames(r container.DeviceRequest) ([]string, error) {
+	if r.Driver == "cdi" {
+		return r.DeviceIDs, nil
+	}
+	gpu := slices.ContainsFunc(r.Capabilities, func(all []string) bool { return slices.Contains(all, "gpu") })
+	if r.Driver != "" && r.Driver != "nvidia" || !gpu {
+		return nil, fault.New(fault.Invalid, "could not select device driver %q with capabilities: %v", r.Driver, r.Capabilities).
+			Hint("devices are given through CDI: --device VENDOR/CLASS=NAME, or --gpus")
+	}
+	ids := slices.Clone(r.DeviceIDs)
+	for n := range max(r.Count, 0) {
+		ids = append(ids, strconv.Itoa(n))
+	}
+	if r.Count < 0 {
+		ids = []string{"all"}
+	}
+	for i, id := range ids {
+		ids[i] = "nvidia.com/gpu=" + id
+	}
+	return ids, nil
 }

@@ -36,12 +36,15 @@ import (
 	"github.com/ferryos/ferry/internal/fault"
 )
 
-// Options are what an Engine is made from; all fields are needed.
+// Options are what an Engine is made from; all fields are needed but for
+// InitBinary and CDIDirs, without which what needs them cannot start.
 type Options struct {
-	DataDir      string // records of pods and containers
-	RunDir       string // mount points, runner directories; at most 60 bytes
-	RunnerBinary string // path of ferry-runner
-	CgroupParent string // absolute cgroup path for pods that name none
+	DataDir      string   // records of pods and containers
+	RunDir       string   // mount points, runner directories; at most 60 bytes
+	RunnerBinary string   // path of ferry-runner
+	InitBinary   string   // path of ferry-init
+	CDIDirs      []string // where files say what CDI devices are
+	CgroupParent string   // absolute cgroup path for pods that name none
 	Store        *store.Store
 	Network      *network.Network
 	Log          *slog.Logger

@@ -71,8 +71,13 @@ func (e *Engine) execProcess(c *container, spec ExecSpec) (*specs.Process, error
 	cs.TTY, cs.ConsoleSize, cs.Env = spec.TTY, spec.ConsoleSize, slices.Concat(cs.Env, spec.Env)
 	cs.WorkingDir = cmp.Or(spec.WorkingDir, cs.WorkingDir)
 	cs.Security.Privileged = cs.Security.Privileged || spec.Privileged
-	u, err := resolveUser(e.rootfsDir(rec.Container.ID), cmp.Or(spec.User, cs.Security.User, rec.Image.User),
-		cs.Security.SupplementalGroups, cs.Security.StrictGroups)
+	root := e.rootfsDir(rec.Container.ID)
+	named, err := groupIDs(root, cs.Security.GroupNames)
+	if err != nil {
+		return nil, err
+	}
+	u, err := resolveUser(root, cmp.Or(spec.User, cs.Security.User, rec.Image.User),
+		append(named, cs.Security.SupplementalGroups...), cs.Security.StrictGroups)
 	if err != nil {
 		return nil, err
 	}

@@ -202,7 +202,7 @@ func (e *Engine) launchRunner(ctx context.Context, p *pod) (runner.Namespaces, e
 	p.mu.Unlock()
 	ns, err := client.Setup(ctx, runner.SetupRequest{
 		Hostname: podHostname(pod),
-		HostUTS:  pod.Spec.Network == ModeHost && pod.Spec.Owner == OwnerCRI,
+		HostUTS:  pod.Spec.UTS == ModeHost || pod.Spec.Network == ModeHost && pod.Spec.Owner == OwnerCRI,
 		HostIPC:  pod.Spec.IPC == ModeHost,
 		SharePID: pod.Spec.PID == ModePod,
 		Users:    runnerUsers(pod.Spec.Users),

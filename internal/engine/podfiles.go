@@ -24,7 +24,7 @@ func podHostname(p Pod) string {
 	switch {
 	case p.Spec.Hostname != "":
 		return p.Spec.Hostname
-	case p.Spec.Network == ModeHost:
+	case p.Spec.Network == ModeHost, p.Spec.UTS == ModeHost:
 		name, err := os.Hostname()
 		if err == nil {
 			return name

@@ -14,6 +14,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/ferryos/ferry/internal/engine/cdi"
 	"github.com/ferryos/ferry/internal/engine/store"
 	"github.com/ferryos/ferry/internal/fault"
 	"github.com/moby/sys/signal"
@@ -32,7 +33,11 @@ func (e *Engine) prepare(ctx context.Context, c *container) (*specs.Spec, error)
 	if err != nil {
 		return nil, err
 	}
-	u, err := resolveUser(rootfs, cmp.Or(spec.Security.User, rec.Image.User), spec.Security.SupplementalGroups, spec.Security.StrictGroups)
+	named, err := groupIDs(rootfs, spec.Security.GroupNames)
+	if err != nil {
+		return nil, err
+	}
+	u, err := resolveUser(rootfs, cmp.Or(spec.Security.User, rec.Image.User), append(named, spec.Security.SupplementalGroups...), spec.Security.StrictGroups)
 	if err != nil {
 		return nil, err
 	}
@@ -49,13 +54,54 @@ func (e *Engine) prepare(ctx context.Context, c *container) (*specs.Spec, error)
 	if err != nil {
 		return nil, err
 	}
-	return buildSpec(specInput{
+	argv := append([]string{rec.Container.Path}, rec.Container.Args...)
+	if spec.Init {
+		mounts = append(mounts, specs.Mount{Destination: initPath, Type: "bind", Source: e.opt.InitBinary, Options: []string{"bind", "ro"}})
+		argv = append([]string{initPath, "--"}, argv...)
+	}
+	shm, err := e.shmOf(pod, spec)
+	if err != nil {
+		return nil, err
+	}
+	out, err := buildSpec(specInput{
 		apparmor:  profile,
 		container: spec, id: rec.Container.ID, hostname: podHostname(pod), image: rec.Image,
-		argv: append([]string{rec.Container.Path}, rec.Container.Args...), user: u, rootfs: rootfs, cgroup: rec.Cgroup,
-		shm: filepath.Join(e.podDir(pod.ID), "shm"), mounts: append(mounts, volumes...), ns: ns, sysctls: pod.Spec.Sysctls,
+		argv: argv, user: u, rootfs: rootfs, cgroup: rec.Cgroup,
+		shm: shm, mounts: append(mounts, volumes...), ns: ns, sysctls: pod.Spec.Sysctls,
 		hostIPC: pod.Spec.IPC == ModeHost, heldCaps: e.machine.caps, minOOMAdj: e.machine.minOOMAdj, cgroupV2: e.machine.cgroupV2,
 	})
+	if err == nil && len(spec.CDIDevices) > 0 {
+		err = cdi.Inject(out, e.opt.CDIDirs, spec.CDIDevices)
+	}
+	return out, err
+}
+
+// initPath is where a container with Init has its process 1: Docker's name.
+const initPath = "/sbin/docker-init"
+
+// shmOf is what a container has as /dev/shm.
+func (e *Engine) shmOf(pod Pod, spec ContainerSpec) (string, error) {
+	if spec.IPCTarget != "" {
+		target, err := e.findContainer(spec.IPCTarget)
+		if err != nil {
+			return "", err
+		}
+		pod = target.pod.snapshot()
+	}
+	return filepath.Join(e.podDir(pod.ID), "shm"), nil
+}
+
+// namespaceOf is the path of a namespace of a container that runs.
+func (e *Engine) namespaceOf(id, kind string) (string, error) {
+	target, err := e.findContainer(id)
+	if err != nil {
+		return "", err
+	}
+	s := target.snapshot()
+	if s.PID == 0 {
+		return "", fault.New(fault.Conflict, "cannot join %s namespace of a non running container: %s", kind, s.ID).Hint("start that container first")
+	}
+	return filepath.Join("/proc", strconv.Itoa(s.PID), "ns", kind), nil
 }
 
 // namespacesFor says which namespaces a container joins.
@@ -65,17 +111,15 @@ func (e *Engine) namespacesFor(p podRecord, spec ContainerSpec) (namespaces, err
 		ns.network = hostNamespace
 	}
 	ns.ipc, ns.uts = cmp.Or(ns.ipc, hostNamespace), cmp.Or(ns.uts, hostNamespace)
-	if spec.PIDTarget != "" {
-		target, err := e.findContainer(spec.PIDTarget)
-		if err != nil {
+	var err error
+	if spec.IPCTarget != "" {
+		if ns.ipc, err = e.namespaceOf(spec.IPCTarget, "ipc"); err != nil {
 			return ns, err
 		}
-		s := target.snapshot()
-		if s.PID == 0 {
-			return ns, fault.New(fault.Conflict, "container %s, whose processes are to be seen, is not running", s.ID)
-		}
-		ns.pid = filepath.Join("/proc", strconv.Itoa(s.PID), "ns/pid")
-		return ns, nil
+	}
+	if spec.PIDTarget != "" {
+		ns.pid, err = e.namespaceOf(spec.PIDTarget, "pid")
+		return ns, err
 	}
 	switch cmp.Or(spec.PID, p.Pod.Spec.PID) {
 	case ModeHost:

@@ -73,6 +73,11 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 			Sysctl:            in.sysctls,
 		},
 	}
+	s.Domainname = c.Domainname
+	if c.NoShm {
+		s.Mounts = slices.DeleteFunc(s.Mounts, func(m specs.Mount) bool { return m.Destination == "/dev/shm" && m.Source == in.shm })
+	}
+	resources.Devices = append(resources.Devices, c.DeviceRules...)
 	// The last mount on a destination wins, as a volume over /dev/shm must.
 	s.Mounts = dedupeMounts(s.Mounts)
 	if s.Linux.Devices, err = deviceNodes(c); err != nil {
@@ -162,8 +167,13 @@ func (in specInput) namespaceList() []specs.LinuxNamespace {
 			list = append(list, specs.LinuxNamespace{Type: n.kind, Path: n.path})
 		}
 	}
-	// Docker and containerd give a container its own view of cgroups on v2 only.
-	if in.cgroupV2 && !in.container.Security.Privileged {
+	// Docker and containerd give a container its own view of cgroups on v2 only,
+	// unless something else is asked for.
+	own := in.cgroupV2 && !in.container.Security.Privileged
+	if mode := in.container.CgroupNS; mode != ModePod {
+		own = mode == ModeContainer
+	}
+	if own {
 		list = append(list, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	}
 	return list

@@ -47,6 +47,7 @@ type PodSpec struct {
 	Network      NamespaceMode         `json:"network,omitempty"` // ModePod, ModeHost or ModeNone
 	PID          NamespaceMode         `json:"pid,omitempty"`     // ModePod shares one among the containers, ModeContainer, ModeHost
 	IPC          NamespaceMode         `json:"ipc,omitempty"`     // ModePod or ModeHost
+	UTS          NamespaceMode         `json:"uts,omitempty"`     // ModePod or ModeHost
 	DNS          *network.DNSConfig    `json:"dns,omitempty"`     // nil: the host's, for containers
 	Hosts        []network.HostEntry   `json:"hosts,omitempty"`   // more lines of /etc/hosts
 	Ports        []network.PortMapping `json:"ports,omitempty"`
@@ -165,6 +166,8 @@ type Security struct {
 	// container's own /etc/passwd and /etc/group. Empty: the image's.
 	User               string   `json:"user,omitempty"`
 	SupplementalGroups []uint32 `json:"supplementalGroups,omitempty"`
+	// GroupNames are more of them, looked up in the container's /etc/group.
+	GroupNames []string `json:"groupNames,omitempty"`
 	// StrictGroups leaves out the groups that /etc/group of the image gives the user.
 	StrictGroups    bool        `json:"strictGroups,omitempty"`
 	AddCaps         []string    `json:"addCaps,omitempty"` // "NET_ADMIN", "CAP_NET_ADMIN" or "ALL"
@@ -220,7 +223,18 @@ type ContainerSpec struct {
 	// namespace to join (kubectl debug --target).
 	PID       NamespaceMode `json:"pid,omitempty"`
 	PIDTarget string        `json:"pidTarget,omitempty"`
-	Extra     []byte        `json:"extra,omitempty"` // as PodSpec.Extra
+	// IPCTarget is the container whose IPC namespace and /dev/shm to share.
+	IPCTarget string `json:"ipcTarget,omitempty"`
+	NoShm     bool   `json:"noShm,omitempty"` // no /dev/shm
+	// CgroupNS is ModeHost or ModeContainer; ModePod: of its own under cgroups v2.
+	CgroupNS   NamespaceMode `json:"cgroupNS,omitempty"`
+	Domainname string        `json:"domainname,omitempty"` // NIS
+	// Init runs the program as the child of a process 1 that reaps.
+	Init bool `json:"init,omitempty"`
+	// DeviceRules are of the devices cgroup, beside those of Devices.
+	DeviceRules []specs.LinuxDeviceCgroup `json:"deviceRules,omitempty"`
+	CDIDevices  []string                  `json:"cdiDevices,omitempty"` // names as of engine/cdi
+	Extra       []byte                    `json:"extra,omitempty"`      // as PodSpec.Extra
 }
 
 // ContainerState is a step in a container's life.

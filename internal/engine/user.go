@@ -67,6 +67,26 @@ func resolveUser(rootfs, spec string, extra []uint32, strict bool) (resolvedUser
 	return out, nil
 }
 
+// groupIDs looks groups up by name in the /etc/group of the mounted root.
+func groupIDs(rootfs string, names []string) ([]uint32, error) {
+	if len(names) == 0 {
+		return nil, nil
+	}
+	group, err := readUserFile(rootfs, "etc/group")
+	if err != nil {
+		return nil, err
+	}
+	found, err := user.GetAdditionalGroups(names, group)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "groups %s: %w", strings.Join(names, ", "), err).Hint("use a group of the image's /etc/group, or a number")
+	}
+	var ids []uint32
+	for _, id := range found {
+		ids = append(ids, uint32(id))
+	}
+	return ids, nil
+}
+
 // ResolveUser looks a user ("user", "uid", "user:group", …; empty is root) up
 // in a mounted root, for who makes the spec of a Bundle.
 func ResolveUser(rootfs, spec string) (specs.User, error) {

@@ -77,6 +77,7 @@ func New(bin string) (*Machine, error) {
 			"podCIDR": fmt.Sprintf("10.%d.%d.0/22", pods, third), "serviceCIDR": fmt.Sprintf("10.%d.%d.0/24", services, third)},
 		"api":      map[string]any{"port": m.APIPort, "kubeletPort": ports[1]},
 		"registry": map[string]any{"port": m.Registry},
+		"cdiDirs":  []string{m.cdiDir()},
 	}
 	data, err := json.Marshal(config) // JSON is YAML
 	if err != nil {
@@ -104,12 +105,15 @@ func freePorts(n int) ([]int, error) {
 	return nil, errors.New("no free ports")
 }
 
+// cdiDir is where files say what devices given by name are.
+func (m *Machine) cdiDir() string { return filepath.Join(m.Dir, "cdi") }
+
 // Env is the environment in which ferry, kubectl and docker mean this Ferry.
 func (m *Machine) Env() []string {
 	return []string{
 		"FERRY_CONFIG=" + m.ConfigFile, "KUBECONFIG=" + m.Kubeconfig, "DOCKER_HOST=unix://" + filepath.Join(m.RunDir, "docker.sock"),
 		"PATH=" + m.Bin + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + m.Dir, "NO_COLOR=1", "LANG=C.UTF-8",
-		"BRIDGE=" + m.Bridge, "GATEWAY=" + m.Gateway, "DATA_DIR=" + m.DataDir, "RUN_DIR=" + m.RunDir, "CGROUP=" + m.Cgroup,
+		"BRIDGE=" + m.Bridge, "GATEWAY=" + m.Gateway, "DATA_DIR=" + m.DataDir, "RUN_DIR=" + m.RunDir, "CDI_DIR=" + m.cdiDir(), "CGROUP=" + m.Cgroup,
 		"API_PORT=" + strconv.Itoa(m.APIPort), "REGISTRY_PORT=" + strconv.Itoa(m.Registry),
 	}
 }

@@ -93,7 +93,7 @@ func (m *Machine) Start() {
 	}
 	m.Store = store.New(store.Options{Root: filepath.Join(m.dir, "store"), Registries: m.registries, Log: log})
 	m.Engine = engine.New(engine.Options{DataDir: filepath.Join(m.dir, "engine"), RunDir: filepath.Join(m.dir, "run"),
-		RunnerBinary: runnertest.Build(m.tb), CgroupParent: m.cgroup, Store: m.Store, Network: m.Network, Log: log, Runners: 2})
+		RunnerBinary: runnertest.Build(m.tb), InitBinary: runnertest.Init(m.tb), CDIDirs: []string{filepath.Join(m.dir, "cdi")}, CgroupParent: m.cgroup, Store: m.Store, Network: m.Network, Log: log, Runners: 2})
 	for _, start := range []func(context.Context) error{m.Network.Start, m.Store.Start, m.Engine.Start} {
 		if err := start(ctx); err != nil {
 			m.tb.Fatal(err)

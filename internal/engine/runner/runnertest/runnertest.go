@@ -36,6 +36,11 @@ var build = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return string(out), errors.Join(err, os.RemoveAll(dir))
 	}
+	cmd = exec.Command("go", "build", "-o", filepath.Join(dir, "ferry-init"), "github.com/ferryos/ferry/cmd/ferry-init")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // it runs where there are no libraries
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return string(out), errors.Join(err, os.RemoveAll(dir))
+	}
 	return path, nil
 })
 
@@ -48,6 +53,12 @@ func Build(tb testing.TB) string {
 		tb.Fatalf("build ferry-runner: %v\n%s", err, path)
 	}
 	return path
+}
+
+// Init returns the path of ferry-init, built with ferry-runner.
+func Init(tb testing.TB) string {
+	tb.Helper()
+	return filepath.Join(filepath.Dir(Build(tb)), "ferry-init")
 }
 
 // Clean removes what Build built.

@@ -54,14 +54,15 @@ func Launch(ctx context.Context, opt LaunchOptions) (*Client, error) {
 	cmd.Dir = opt.Dir
 	cmd.Env = []string{"GOMAXPROCS=2", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = logFile, logFile, []*os.File{readyW}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	pidfd := -1
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}
 	err = cmd.Start()
 	readyW.Close()
 	if err != nil {
 		return nil, fault.New(fault.Unavailable, "launch runner: %w", err)
 	}
 	c := &Client{dir: opt.Dir, pid: cmd.Process.Pid, ended: make(chan struct{}), open: map[net.Conn]struct{}{}}
-	go c.reap(cmd) // ends with the runner, which may be after us: nobody can wait for it
+	go c.reap(cmd, pidfd) // ends with the runner, which may be after us: nobody can wait for it
 	stop := context.AfterFunc(ctx, func() { ready.Close() })
 	defer stop()
 	var one [1]byte
@@ -82,17 +83,32 @@ const reapDelay = 100 * time.Millisecond
 // reap takes note of the runner's end, and takes the zombie away some time
 // later. At once would cost both processors milliseconds: the kernel walks the
 // entries of /proc/PID for the process and for each of its threads, and those
-// that end at that moment wait for each other's walks, spinning.
-func (c *Client) reap(cmd *exec.Cmd) {
-	for {
-		err := unix.Waitid(unix.P_PID, c.pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
-		if err != unix.EINTR {
-			break
-		}
+// that end at that moment wait for each other's walks, spinning. It waits as for
+// a socket: os/exec's own wait holds a thread for each runner.
+func (c *Client) reap(cmd *exec.Cmd, pidfd int) {
+	if err := waitReadable(pidfd); err != nil { // there is none before Linux 5.3
+		_ = unix.Waitid(unix.P_PID, c.pid, nil, unix.WEXITED|unix.WNOWAIT, nil) // fails if there is nothing to wait for
 	}
 	close(c.ended)
 	time.Sleep(reapDelay)
 	_ = cmd.Wait() // how it ended says its log
+}
+
+// waitReadable waits until a descriptor can be read, and closes it.
+func waitReadable(fd int) error {
+	if err := unix.SetNonblock(fd, true); err != nil { // for Go's poller
+		return err
+	}
+	f := os.NewFile(uintptr(fd), "process")
+	defer f.Close()
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Read(func(fd uintptr) bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return err == nil && n > 0
+	})
 }
 
 func lastLine(b []byte) string {

@@ -26,7 +26,7 @@ ERRCHECK    := github.com/kisielk/errcheck@v1.30.0
 SCRIPTS     := .ci/run scripts/deps scripts/clients $(wildcard scripts/*.sh examples/*/*.sh test/*/*.sh) test/vm/guest/boot test/vm/guest/base/usr/local/sbin/ferry-vm
 
 # Packages whose tests also run under the race detector: light ones with goroutines.
-RACE := ./internal/lifecycle ./internal/term ./internal/engine/crilog ./internal/engine/runner
+RACE := ./internal/lifecycle ./internal/term ./internal/engine/crilog ./internal/engine/runner ./internal/dockerapi/eventlog ./internal/dockerapi/supervise
 
 .PHONY: help build deps demo kubectl clients test lint unit race e2e chaos conformance-cri test-vm bench clean install
 

@@ -32,6 +32,7 @@ type execSession struct {
 
 	mu       sync.Mutex
 	started  bool
+	detached bool          // runs on without a daemon, for which there is no session of it then
 	running  chan struct{} // closed when the process runs or cannot
 	engineID string        // for resizing, once running is closed
 	ended    time.Time     // zero until it has
@@ -131,7 +132,7 @@ func (s *Server) execStart(w http.ResponseWriter, r *http.Request) error {
 	if err := readJSON(r, &req); err != nil {
 		return err
 	}
-	if err := e.begin(); err != nil {
+	if err := e.begin(req.Detach); err != nil {
 		return err
 	}
 	size := e.request.ConsoleSize
@@ -191,13 +192,13 @@ func (e *execSession) runsAs() string {
 }
 
 // begin marks the session started; it can be only once.
-func (e *execSession) begin() error {
+func (e *execSession) begin(detached bool) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.started {
 		return fault.New(fault.Conflict, "exec session %s has already run", e.id)
 	}
-	e.started = true
+	e.started, e.detached = true, detached
 	return nil
 }
 
@@ -209,7 +210,7 @@ func (s *Server) runExec(ctx context.Context, e *execSession, size *[2]uint, str
 	}
 	code, err := s.opt.Engine.Exec(ctx, e.containerID, engine.ExecSpec{
 		Args: e.request.Cmd, Env: e.request.Env, WorkingDir: e.request.WorkingDir, User: e.request.User,
-		TTY: e.request.Tty, ConsoleSize: first, Privileged: e.request.Privileged,
+		TTY: e.request.Tty, ConsoleSize: first, Privileged: e.request.Privileged, Detached: e.detached,
 		OnStart: func(id string) {
 			e.mu.Lock()
 			e.engineID = id
@@ -220,6 +221,9 @@ func (s *Server) runExec(ctx context.Context, e *execSession, size *[2]uint, str
 	}, streams)
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if err != nil && e.detached && e.engineID != "" { // the daemon ends, not the process
+		return 0, err
+	}
 	e.ended, e.code = time.Now(), code
 	switch {
 	case e.engineID == "":

@@ -213,3 +213,32 @@ func TestManyExecs(t *testing.T) {
 		}
 	}
 }
+
+// TestDetachedExec: a process that nobody waits for goes on without a daemon.
+func TestDetachedExec(t *testing.T) {
+	a := newAPI(t)
+	ctx := t.Context()
+	id := a.up(sleeper("web"))
+	created, err := a.ExecCreate(ctx, id, client.ExecCreateOptions{Cmd: []string{"sleep", "4321"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.ExecStart(ctx, created.ID, client.ExecStartOptions{Detach: true}); err != nil {
+		t.Fatal(err)
+	}
+	runs := func() bool {
+		top, err := a.ContainerTop(ctx, id, client.ContainerTopOptions{})
+		return err == nil && strings.Contains(fmt.Sprint(top.Processes), "sleep 4321")
+	}
+	eventually(t, "it runs", runs)
+	a.stop()
+	a.machine.Stop()
+	a.machine.Start()
+	a.start()
+	if !runs() {
+		t.Error("it ended with the daemon")
+	}
+	if got := a.do("GET", "/exec/"+created.ID+"/json", ""); got.status != http.StatusNotFound {
+		t.Errorf("the daemon does not know it any more: %+v", got)
+	}
+}

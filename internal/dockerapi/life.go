@@ -62,7 +62,7 @@ func (s supervised) Probe(ctx context.Context, id string, command []string, out 
 	}
 	e := s.execs.add(c, container.ExecCreateRequest{Cmd: command, AttachStdout: true, AttachStderr: true})
 	s.publishExec(e, events.ActionExecCreate)
-	if err := e.begin(); err != nil {
+	if err := e.begin(false); err != nil {
 		return 0, err
 	}
 	return s.runExec(ctx, e, nil, engine.Streams{Stdout: out, Stderr: out})

@@ -36,7 +36,8 @@ func (e *Engine) running(id string) (*container, *runner.Client, error) {
 }
 
 // Exec runs one more process in a running container and returns its exit code
-// once it has ended and all its output is written. Cancelling ctx kills it.
+// once it has ended and all its output is written. Cancelling ctx kills it,
+// unless it is detached.
 func (e *Engine) Exec(ctx context.Context, id string, spec ExecSpec, streams Streams) (int, error) {
 	e.moves.Expect()
 	c, client, err := e.running(id)
@@ -54,7 +55,8 @@ func (e *Engine) Exec(ctx context.Context, id string, spec ExecSpec, streams Str
 		rs.Started = func() { spec.OnStart(execID) }
 	}
 	code, err := client.Exec(ctx, runner.ExecRequest{
-		ContainerID: c.snapshot().ID, ExecID: execID, Process: process, TTY: spec.TTY, Stdin: streams.Stdin != nil}, rs)
+		ContainerID: c.snapshot().ID, ExecID: execID, Process: process, TTY: spec.TTY, Stdin: streams.Stdin != nil,
+		Detached: spec.Detached}, rs)
 	if err != nil {
 		return 0, fmt.Errorf("exec in %s: %w", id, err)
 	}

@@ -306,6 +306,8 @@ type ExecSpec struct {
 	// ConsoleSize is the columns and rows of the terminal at first.
 	ConsoleSize [2]uint
 	Privileged  bool
+	// Detached lets the process outlive its caller, and the daemon.
+	Detached bool
 	// OnStart, if set, is called with an id that ResizeExec takes, once the process runs.
 	OnStart func(execID string)
 }

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -33,6 +34,7 @@ func Main(args []string, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "usage: docker-init -- PROGRAM [ARGUMENT]...")
 		return codeUsage
 	}
+	runtime.GOMAXPROCS(1) // each thread counts against the container's limit of processes
 	// Before the program runs, or a signal that comes early would be lost.
 	signals := make(chan os.Signal, 128)
 	signal.Notify(signals)

@@ -83,11 +83,13 @@ type CreateRequest struct {
 
 // ExecRequest describes one more process in a container.
 type ExecRequest struct {
-	ContainerID string         `json:"containerID"`
-	ExecID      string         `json:"execID"`
-	Process     *specs.Process `json:"process"`
-	TTY         bool           `json:"tty,omitempty"`
-	Stdin       bool           `json:"stdin,omitempty"`
+	ContainerID string `json:"containerID"`
+	// Detached lets the process run on when the caller hangs up.
+	Detached bool           `json:"detached,omitempty"`
+	ExecID   string         `json:"execID"`
+	Process  *specs.Process `json:"process"`
+	TTY      bool           `json:"tty,omitempty"`
+	Stdin    bool           `json:"stdin,omitempty"`
 }
 
 // Streams connect a caller to a process; nil ones are not connected.

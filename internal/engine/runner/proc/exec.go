@@ -9,7 +9,7 @@ import (
 )
 
 // exec runs one more process in a container and returns its exit code. A
-// caller that hangs up kills it.
+// caller that hangs up kills it, unless it is detached.
 func (s *server) exec(conn *runner.Conn, body json.RawMessage) (any, error) {
 	var r runner.ExecRequest
 	if err := decode(body, &r); err != nil {
@@ -30,7 +30,9 @@ func (s *server) exec(conn *runner.Conn, body json.RawMessage) (any, error) {
 	go func() { // ends when handle closes the connection
 		defer close(gone)
 		feed(conn, p, r.Stdin)
-		p.kill()
+		if !r.Detached {
+			p.kill()
+		}
 	}()
 	code := p.wait()
 	p.drain()

@@ -70,8 +70,11 @@ race: ## the tests of light packages under the race detector
 clients: ## build Docker's own clients buildx and compose, and install docker-py: e2e drives Ferry with them
 	@scripts/clients
 
-e2e: build kubectl ## the scripts of test/e2e against the real programs; RUN=Scripts/crash for one
-.PHONY: help build deps demo kubectl clients test lint unit race e2e chaos conformance-cri test-vm bench clean install
+e2e: build kubectl ## the real programs: scripts of test/e2e, and test/chaos in its short form; RUN=Scripts/crash for one
+	clients=$$(scripts/clients) && FERRY_CLIENTS="$$clients" $(GO) test ./test/e2e ./test/chaos -p 1 -count=1 -timeout 40m -v -run '$(RUN)'
+
+chaos: build ## test/chaos in its long form: 200 kills, 500 containers at once, 5000 in a row; 45 minutes
+	$(GO) test ./test/chaos -count=1 -timeout 3h -v -run '$(RUN)' -long
 
 conformance-cri: deps ## run critest, the suite for container runtimes; FOCUS is a regular expression of specs, UPDATE=1 writes docs/conformance.md
 	FOCUS='$(FOCUS)' UPDATE='$(UPDATE)' scripts/conformance-cri.sh

@@ -188,7 +188,7 @@ func (b *Builder) newKit(ctx context.Context) (_ *kit, err error) {
 		return nil, err
 	}
 	workers := &worker.Controller{}
-	if err := workers.Add(imageWorker{w}); err != nil {
+	if err := workers.Add(imageWorker{w, b.opt.Engine.Images()}); err != nil {
 		return nil, err
 	}
 	gatewayFrontend, err := gateway.NewGatewayFrontend(workers.Infos(), nil)

@@ -66,6 +66,9 @@ func (e *Engine) recover(ctx context.Context) error {
 		e.ctrByID[id] = c
 	}
 	e.mu.Unlock()
+	for _, c := range lost { // before endStrayRunners removes what their runners wrote
+		e.containerExited(c, exitWhileAway(e.runnerDir(c.pod.id), c.snapshot().ID))
+	}
 	if err := e.dropEmpty(known); err != nil {
 		return err
 	}
@@ -169,16 +172,22 @@ func (e *Engine) rejoin(ctx context.Context, p *pod) bool {
 	}
 	for _, c := range e.containersOf(p.id) {
 		if s := c.snapshot(); s.State.alive() && !known[s.ID] {
-			exit, err := runner.ReadExit(dir, s.ID)
-			if err != nil {
-				exit = runner.Exit{Code: 128 + int(syscall.SIGKILL), FinishedAt: time.Now(), Error: "lost while the daemon was away"}
-			}
-			e.containerExited(c, exit)
+			e.containerExited(c, exitWhileAway(dir, s.ID))
 		}
 	}
 	e.watch(ctx, p, client)
 	e.idle(ctx, p)
 	return true
+}
+
+// exitWhileAway is the exit of a container that ended while no daemon was there
+// to hear of it, as its runner wrote it down.
+func exitWhileAway(dir, id string) runner.Exit {
+	exit, err := runner.ReadExit(dir, id)
+	if err != nil {
+		return runner.Exit{Code: 128 + int(syscall.SIGKILL), FinishedAt: time.Now(), Error: "lost while the daemon was away"}
+	}
+	return exit
 }
 
 // askRunner connects to a runner and asks for its containers.

@@ -181,7 +181,8 @@ func appArmor(s *runtimeapi.LinuxContainerSecurityContext) string {
 		}
 		return ""
 	}
-	name := strings.TrimPrefix(s.GetApparmorProfile(), "localhost/") // kubelets still send it
+	//lint:ignore SA1019 kubelets still send it
+	name := strings.TrimPrefix(s.GetApparmorProfile(), "localhost/")
 	if name == "runtime/default" {
 		return ""
 	}

@@ -20,7 +20,7 @@ func FuzzRequests(f *testing.F) {
 		&runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Image: &runtimeapi.ImageSpec{Image: "i"}, StopSignal: 99,
 			Envs: []*runtimeapi.KeyValue{nil, {Key: "=", Value: []byte{0}}}, Mounts: []*runtimeapi.Mount{nil, {Propagation: 7, UidMappings: ids, GidMappings: ids}}, Devices: []*runtimeapi.Device{nil},
 			Linux: &runtimeapi.LinuxContainerConfig{Resources: &runtimeapi.LinuxContainerResources{HugepageLimits: []*runtimeapi.HugepageLimit{nil}},
-				SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: users, RunAsGroup: &runtimeapi.Int64Value{Value: -1}, ApparmorProfile: "localhost/x"}}},
+				SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: users, RunAsGroup: &runtimeapi.Int64Value{Value: -1}, Apparmor: &runtimeapi.SecurityProfile{ProfileType: 9, LocalhostRef: "localhost/x"}}}},
 	} {
 		data, err := proto.Marshal(m)
 		if err != nil {

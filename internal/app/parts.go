@@ -105,6 +105,7 @@ func (p *parts) shareRegistry(port int) func(context.Context) error {
 func newEngineParts(cfg config.Config, pool int, log *slog.Logger) (*parts, error) {
 	bridge, err := network.New(network.Options{
 		Bridge: cfg.Network.Bridge, Subnet: netip.MustParsePrefix(cfg.Network.PodCIDR), Services: netip.MustParsePrefix(cfg.Network.ServiceCIDR),
+		Networks: netip.MustParsePrefix(cfg.Network.UserCIDR),
 		StateDir: filepath.Join(cfg.DataDir, "network"), NetnsDir: filepath.Join(cfg.RunDir, "netns"), PoolSize: pool, Log: log,
 	})
 	if err != nil {

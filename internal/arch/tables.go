@@ -32,7 +32,8 @@ var layers = []layer{
 	{"app", "build config dockerapi dockerconfig engine engine/cri engine/network engine/store fault instance kube lifecycle logfile registry"},
 
 	// What others speak to us: the Docker API, BuildKit, Kubernetes, CRI, an OCI registry.
-	{"dockerapi", "build build/dockerfile dockerapi/eventlog dockerapi/supervise dockerapi/volume engine engine/crilog engine/files engine/network engine/store fault lifecycle"},
+	{"dockerapi", "build build/dockerfile dockerapi/eventlog dockerapi/netconf dockerapi/supervise dockerapi/volume engine engine/crilog engine/files engine/network engine/store fault lifecycle"},
+	{"dockerapi/netconf", "engine/network fault"},
 	{"dockerapi/eventlog", ""},
 	{"dockerapi/supervise", "fault"},
 	{"dockerapi/volume", "fault"},
@@ -108,7 +109,7 @@ var owners = []owner{
 	{"k8s.io/cri-api", "kube engine/cri test/bench"},
 	{"k8s.io/cri-client k8s.io/cri-streaming k8s.io/utils", "engine/cri"},
 	{"github.com/distribution/distribution", "registry"},
-	{"github.com/moby/moby/api", "dockerapi dockerapi/eventlog dockerapi/supervise cli build test/chaos"},
+	{"github.com/moby/moby/api", "dockerapi dockerapi/eventlog dockerapi/netconf dockerapi/supervise cli build test/chaos"},
 	{"github.com/moby/moby/client", "cli dockerapi test/chaos"}, // dockerapi in its tests
 	{"github.com/moby/go-archive", "cli"},
 	{"github.com/spf13/cobra", "cli runtimes/mlp/command"},

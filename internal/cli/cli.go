@@ -124,7 +124,7 @@ func (e *env) root() *cobra.Command {
 	e.addGroup(root, "container", e.runCommand(), e.psCommand(), e.logsCommand(), e.execCommand(),
 		e.startCommand(), e.stopCommand(), e.restartCommand(), e.killCommand(), e.rmCommand(), e.inspectCommand(),
 		e.pauseCommand(), e.unpauseCommand(), e.renameCommand(), e.updateCommand(), e.waitCommand(), e.topCommand(), e.portCommand(),
-		e.cpCommand(), e.diffCommand(), e.exportCommand(), e.commitCommand(), e.volumeCommand(), e.eventsCommand(), e.statsCommand())
+		e.cpCommand(), e.diffCommand(), e.exportCommand(), e.commitCommand(), e.volumeCommand(), e.networkCommand(), e.eventsCommand(), e.statsCommand())
 	e.addGroup(root, "image", e.buildCommand(), e.imageCommand(), e.imagesCommand(), e.tagCommand(), e.rmiCommand(),
 		e.pullCommand(), e.pushCommand(), e.loadCommand(), e.saveCommand(), e.importCommand())
 	root.AddCommand(helpTopics()...)

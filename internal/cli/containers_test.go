@@ -61,7 +61,7 @@ func TestRun(t *testing.T) {
 		{"run --rm --pull never nothing", "", 125, "", "error: No such image: nothing:latest\nhint: build it with `ferry build`"},
 		{"run --rm localhost:1/nothing", "", 125, "", "^image localhost:1/nothing is not on this machine; pulling it\n(.*\n)?error: pull localhost:1/nothing.*\nhint: the registry cannot be reached"},
 		{"run --rm --name x " + image, "", 125, "", "error: Invalid container name"},
-		{"run --rm --network backend " + image, "", 125, "", "error: network backend not found\nhint: user-defined networks are not served"},
+		{"run --rm --network backend " + image, "", 125, "", "error: network backend not found\nhint: `ferry network ls` lists the networks"},
 		{"run --rm -e A=b -e HERE -w /tmp -u user --hostname box " + image + " sh -c SCRIPT", "echo $A $HERE $PWD $(id -un) $(hostname)", 0, "b value /tmp user box\n", ""},
 		{"run --rm --entrypoint echo " + image + " a b", "", 0, "a b\n", ""},
 		{"run --rm -v " + dir + ":/d:ro --tmpfs /t " + image + " sh -c SCRIPT", "cat /d/file; touch /t/x /d/x 2>/dev/null || echo refused", 0, "from here\nrefused\n", ""},

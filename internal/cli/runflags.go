@@ -60,7 +60,7 @@ func (o *createFlags) addFlags(cmd *cobra.Command) {
 	f.StringVar(&o.shmSize, "shm-size", "", "`size` of /dev/shm (64m)")
 	f.StringArrayVar(&o.devices, "device", nil, "give the container a device `HOST-PATH[:PATH[:rwm]]`")
 
-	f.StringVar(&o.network, "network", "", "`network`: bridge, host or none")
+	f.StringVar(&o.network, "network", "", "`network`: bridge, host, none, one of your own, or container:NAME")
 	f.StringArrayVarP(&o.publish, "publish", "p", nil, "publish a port: `[IP:][HOST-PORT:]PORT[/udp]`")
 	f.BoolVarP(&o.publishAll, "publish-all", "P", false, "publish all exposed ports on free ports")
 	f.StringArrayVar(&o.addHosts, "add-host", nil, "add `NAME:IP` to /etc/hosts")

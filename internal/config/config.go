@@ -76,6 +76,10 @@ type Network struct {
 	// ServiceCIDR is the IPv4 range of Kubernetes Services; the API server takes
 	// its first address and cluster DNS its tenth.
 	ServiceCIDR string `json:"serviceCIDR,omitempty"`
+	// UserCIDR is the IPv4 range from which networks that people make (docker
+	// network create) get their subnets, each a 256th of it, past what the machine
+	// has a route to.
+	UserCIDR string `json:"userCIDR,omitempty"`
 	// ClusterDomain is the DNS suffix of the cluster.
 	ClusterDomain string `json:"clusterDomain,omitempty"`
 	// KubeProxy is false where another Ferry (or a kube-proxy) already owns the
@@ -161,6 +165,7 @@ func Default() Config {
 			Bridge:        "ferry0",
 			PodCIDR:       "10.85.0.0/16",
 			ServiceCIDR:   "10.86.0.0/16",
+			UserCIDR:      "172.16.0.0/12",
 			ClusterDomain: "cluster.local",
 			KubeProxy:     &yes,
 		},
@@ -318,6 +323,10 @@ func (n Network) validateRanges() error {
 	}
 	if pods.Overlaps(services) {
 		return fmt.Errorf("network: podCIDR %s and serviceCIDR %s overlap", pods, services)
+	}
+	users, err := netip.ParsePrefix(n.UserCIDR)
+	if err != nil || !users.Addr().Is4() || users != users.Masked() || users.Bits() < 8 || users.Bits() > 20 {
+		return fmt.Errorf("network.userCIDR: %q must be an IPv4 range between /8 and /20", n.UserCIDR)
 	}
 	return nil
 }

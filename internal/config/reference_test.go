@@ -71,8 +71,9 @@ func TestSecondFerry(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// The subnets of userCIDR are chosen past those that the other has in use.
 	shared := func(path string) bool {
-		return slices.Contains([]string{"libexecDir", "cdiDirs", "logLevel", "network.clusterDomain"}, path) ||
+		return slices.Contains([]string{"libexecDir", "cdiDirs", "logLevel", "network.clusterDomain", "network.userCIDR"}, path) ||
 			strings.HasPrefix(path, "images.") || strings.HasPrefix(path, "engine.") || strings.HasPrefix(path, "registries[].")
 	}
 	theirs, ours := flat(t, a), flat(t, b)

@@ -134,7 +134,7 @@ func shell(script string) spec {
 
 // sleeper is a container that runs until it is told to end.
 func sleeper(name string) spec {
-	s := shell("trap 'exit 0' TERM; echo ready; sleep 1000 & wait")
+	s := shell("trap 'exit 0' TERM; sleep 1000 & echo ready; wait")
 	s.name = name
 	return s
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/moby/moby/api/types/events"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/fault"
 )
 
@@ -49,7 +50,7 @@ func (s *Server) containerCreate(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer release()
-	plan, err := makePlan(req, name, image.Config, s.opt.Engine.Gateway())
+	plan, err := makePlan(req, name, image.Config, s.gatewayFor(req.HostConfig.NetworkMode))
 	if err == nil {
 		err = plan.isolate(*req.HostConfig, s.opt.Defaults)
 	}
@@ -57,6 +58,9 @@ func (s *Server) containerCreate(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if err := s.join(ctx, &plan); err != nil {
+		return err
+	}
+	if err := s.findNetworks(ctx, &plan); err != nil {
 		return err
 	}
 	s.using.RLock()
@@ -134,4 +138,22 @@ func withTag(ref string) string {
 		return ref
 	}
 	return ref + ":latest"
+}
+
+// settings are what Docker's clients gave at create and read back by inspect.
+// They travel in the engine's record of the container.
+type settings struct {
+	Config     container.Config
+	HostConfig container.HostConfig
+	Volumes    map[string]volumeUse `json:",omitempty"` // by where they are mounted
+}
+
+// settingsOf returns what c was created with; the zero settings if its record
+// is not one of ours.
+func settingsOf(c engine.Container) settings {
+	var s settings
+	if json.Unmarshal(c.Spec.Extra, &s) != nil {
+		return settings{}
+	}
+	return s
 }

@@ -191,7 +191,11 @@ func (s *Server) follow(ctx context.Context, events <-chan engine.Event) {
 
 func (s *Server) followEvents(ctx context.Context, events <-chan engine.Event) {
 	for ev := range events {
-		if ev.Container == nil || ev.Pod.Spec.Owner != engine.OwnerDocker {
+		if ev.Pod.Spec.Owner != engine.OwnerDocker {
+			continue
+		}
+		if ev.Container == nil {
+			s.publishEngine(ev)
 			continue
 		}
 		s.observe(ev)

@@ -73,8 +73,12 @@ func (s *Server) publishImage(ctx context.Context, action events.Action, name st
 
 // publishEngine tells an event of the engine, if Docker has it.
 func (s *Server) publishEngine(ev engine.Event) {
+	if ev.Type == engine.EventPodUp || ev.Type == engine.EventPodDown {
+		s.publishEndpoints(ev)
+		return
+	}
 	action, known := actions[ev.Type]
-	if !known || ev.Container == nil || ev.Pod.Spec.Owner != engine.OwnerDocker {
+	if !known || ev.Container == nil {
 		return
 	}
 	c := *ev.Container

@@ -60,8 +60,9 @@ func TestEventsOfThePast(t *testing.T) {
 	if got := a.past(`filters={"container":["web"],"event":["die","kill"]}`); !slices.Equal(got, []string{"kill", "die", "kill", "die"}) {
 		t.Errorf("filtered: %v", got)
 	}
-	if got := a.past(`filters={"type":["network"]}`); len(got) != 0 {
-		t.Errorf("of networks: %v", got)
+	on := []string{"network connect", "network disconnect"} // at each start and end
+	if got := a.past(`filters={"type":["network"],"network":["bridge"]}`); !slices.Equal(got, slices.Repeat(on, 2)) {
+		t.Errorf("of networks: %q", got)
 	}
 }
 

@@ -22,7 +22,7 @@ import (
 
 func (s *Server) containerList(w http.ResponseWriter, r *http.Request) error {
 	ctx := r.Context()
-	match, err := parseFilters(r, "id", "name", "label", "status", "ancestor", "exited", "volume", "health",
+	match, err := parseFilters(r, "id", "name", "label", "status", "ancestor", "exited", "volume", "network", "health",
 		"before", "since", "expose", "publish", "is-task")
 	if err != nil {
 		return err
@@ -61,7 +61,7 @@ func (s *Server) containerList(w http.ResponseWriter, r *http.Request) error {
 		if err != nil {
 			return err
 		}
-		if match.ports(sum.Ports) {
+		if match.ports(sum.Ports) && match.any("network", func(v string) bool { return isOn(sum.NetworkSettings.Networks, v) }) {
 			out = append(out, sum)
 		}
 	}
@@ -96,7 +96,7 @@ func (s *Server) summary(ctx context.Context, c engine.Container, size bool) (co
 		Command: strings.Join(append([]string{c.Path}, c.Args...), " "), Created: c.CreatedAt.Unix(),
 		Labels: c.Spec.Labels, State: container.ContainerState(c.State), Status: status(c, s.life.View(c.ID).Health, time.Now()),
 		Ports: []container.PortSummary{}, Mounts: mountPoints(c),
-		NetworkSettings: &container.NetworkSettingsSummary{Networks: networks(pod, set, s.opt.Engine.Gateway())},
+		NetworkSettings: &container.NetworkSettingsSummary{Networks: s.endpoints(pod)},
 	}
 	if sum.Labels == nil {
 		sum.Labels = map[string]string{}
@@ -181,18 +181,15 @@ func ago(d time.Duration) string {
 	}
 }
 
-// networks is the one network a container is on, under Docker's name for it.
-func networks(pod engine.Pod, set settings, gateway netip.Addr) map[string]*apinetwork.EndpointSettings {
-	name := string(set.HostConfig.NetworkMode)
-	if name == "" || name == apinetwork.NetworkDefault {
-		name = apinetwork.NetworkBridge
+// isOn reports whether one of a container's networks has that name, or an ID
+// that begins so.
+func isOn(networks map[string]*apinetwork.EndpointSettings, key string) bool {
+	for name, e := range networks {
+		if name == key || key != "" && strings.HasPrefix(e.NetworkID, key) {
+			return true
+		}
 	}
-	e := &apinetwork.EndpointSettings{}
-	if len(pod.IPs) > 0 && pod.State == engine.PodReady {
-		e.IPAddress, e.IPPrefixLen = pod.IPs[0], 32
-		e.NetworkID, e.EndpointID, e.Gateway = name, pod.ID, gateway
-	}
-	return map[string]*apinetwork.EndpointSettings{name: e}
+	return false
 }
 
 func mountPoints(c engine.Container) []container.MountPoint {
@@ -234,7 +231,7 @@ func (s *Server) containerInspect(w http.ResponseWriter, r *http.Request) error 
 	if err != nil {
 		return err
 	}
-	v := inspection(c, pod, s.life.View(c.ID), s.opt.Engine.Gateway())
+	v := inspection(c, pod, s.life.View(c.ID), s.endpoints(pod))
 	v.ExecIDs = s.execs.of(c.ID)
 	if flag(r, "size") {
 		usage, err := s.opt.Engine.Stats(ctx, c.ID)
@@ -251,7 +248,7 @@ func (s *Server) containerInspect(w http.ResponseWriter, r *http.Request) error 
 	return writeJSON(w, http.StatusOK, v)
 }
 
-func inspection(c engine.Container, pod engine.Pod, life supervise.View, gateway netip.Addr) legacyInspect {
+func inspection(c engine.Container, pod engine.Pod, life supervise.View, on map[string]*apinetwork.EndpointSettings) legacyInspect {
 	set := settingsOf(c)
 	set.Config.Hostname = pod.Spec.Hostname
 	if set.Config.Hostname == "" {
@@ -262,13 +259,11 @@ func inspection(c engine.Container, pod engine.Pod, life supervise.View, gateway
 		Image: c.ImageID, LogPath: c.LogPath, Driver: "overlayfs", Platform: "linux", HostConfig: &set.HostConfig,
 		Config: &set.Config, Mounts: mountPoints(c), State: state(c, life), RestartCount: life.Restarts,
 	}}
-	n := container.NetworkSettings{SandboxID: pod.ID, SandboxKey: pod.NetnsPath, Ports: portMap(c, pod, set), Networks: networks(pod, set, gateway)}
+	n := container.NetworkSettings{SandboxID: pod.ID, SandboxKey: pod.NetnsPath, Ports: portMap(c, pod, set), Networks: on}
 	v.NetworkSettings.NetworkSettings = n
-	for _, e := range n.Networks {
-		if e.IPAddress.IsValid() {
-			v.NetworkSettings.IPAddress, v.NetworkSettings.IPPrefixLen = e.IPAddress.String(), e.IPPrefixLen
-			v.NetworkSettings.Gateway = e.Gateway.String()
-		}
+	if e := on[apinetwork.NetworkBridge]; e != nil && e.IPAddress.IsValid() {
+		v.NetworkSettings.IPAddress, v.NetworkSettings.IPPrefixLen = e.IPAddress.String(), e.IPPrefixLen
+		v.NetworkSettings.Gateway, v.NetworkSettings.MacAddress = e.Gateway.String(), e.MacAddress.String()
 	}
 	return v
 }

@@ -35,6 +35,8 @@ type plan struct {
 	logged      bool
 	volumes     map[string]volumeRequest // by destination
 	bindSources []string                 // host directories that -v makes when missing
+	on          []networkRequest         // the networks to be on
+	links       []string
 	gateway     netip.Addr
 	warnings    []string
 }
@@ -82,7 +84,7 @@ func makePlan(req container.CreateRequest, name string, image dockerspec.DockerO
 			return p, err
 		}
 	}
-	return p, nil
+	return p, p.networks(p.settings.HostConfig.NetworkMode, req.NetworkingConfig, h)
 }
 
 // checkProcess refuses what no program can be started with.
@@ -192,9 +194,7 @@ func (p *plan) namespaces(h container.HostConfig) error {
 	case mode == apinetwork.NetworkHost:
 		p.pod.Network = engine.ModeHost
 	case mode.IsContainer():
-		return unsupported("--network %s: sharing another container's network", mode)
-	default:
-		return noNetwork(string(mode))
+		p.pod.Network = engine.ModeContainer
 	}
 	switch mode := h.PidMode; {
 	case mode.IsHost():
@@ -416,7 +416,7 @@ func (p *plan) ports(h container.HostConfig) error {
 			}
 		}
 	}
-	if len(bindings) > 0 && p.pod.Network != engine.ModePod {
+	if len(bindings) > 0 && p.pod.Network != engine.ModePod && p.pod.Network != engine.ModeContainer {
 		p.warnings = append(p.warnings, "Published ports are discarded when using "+string(p.pod.Network)+" network mode")
 		return nil
 	}

@@ -21,7 +21,7 @@ func unsupported(format string, args ...any) error {
 // on, or that mean nothing here: the client's own bookkeeping.
 var honoured = []string{
 	"Binds", "ContainerIDFile", "LogConfig", "NetworkMode", "PortBindings", "AutoRemove", "ConsoleSize", "Annotations",
-	"CapAdd", "CapDrop", "DNS", "DNSOptions", "DNSSearch", "ExtraHosts", "GroupAdd", "IpcMode", "OomScoreAdj", "PidMode",
+	"CapAdd", "CapDrop", "DNS", "DNSOptions", "DNSSearch", "ExtraHosts", "GroupAdd", "IpcMode", "Links", "OomScoreAdj", "PidMode",
 	"Privileged", "PublishAllPorts", "ReadonlyRootfs", "SecurityOpt", "Tmpfs", "ShmSize", "Sysctls", "Mounts",
 	"MaskedPaths", "ReadonlyPaths", "VolumesFrom",
 	"CPUShares", "Memory", "NanoCPUs", "CgroupParent", "CPUPeriod", "CPUQuota", "CpusetCpus", "CpusetMems", "Devices",
@@ -39,7 +39,7 @@ var noOps = map[string]func(h container.HostConfig) bool{
 
 // flags are the docker command's names of settings that people try.
 var flags = map[string]string{
-	"Links": "--link", "StorageOpt": "--storage-opt", "VolumeDriver": "--volume-driver",
+	"StorageOpt": "--storage-opt", "VolumeDriver": "--volume-driver",
 }
 
 // refuse returns an error that names the settings of req which cannot be
@@ -48,23 +48,7 @@ var flags = map[string]string{
 func refuse(req container.CreateRequest) error {
 	var names []string
 	names = unknownFields(reflect.ValueOf(*req.HostConfig), *req.HostConfig, names)
-	if req.NetworkingConfig != nil {
-		for network, endpoint := range req.NetworkingConfig.EndpointsConfig {
-			if mode := container.NetworkMode(network); mode.IsUserDefined() && mode != req.HostConfig.NetworkMode {
-				return noNetwork(network)
-			}
-			if endpoint != nil && !emptyEndpoint(*endpoint) {
-				names = append(names, "NetworkingConfig."+network)
-			}
-		}
-	}
 	return refusal(names)
-}
-
-// noNetwork is the error for a network that is not one of Docker's own three.
-func noNetwork(name string) error {
-	return fault.New(fault.NotFound, "network %s not found", name).
-		Hint("user-defined networks are not served; use bridge, host or none")
 }
 
 // refusal is the error that names settings which cannot be honoured; nil for none.

@@ -76,6 +76,14 @@ func (s *Server) routes() map[string]handlerFunc {
 		"POST /volumes/prune":      s.volumePrune,
 		"DELETE /volumes/{volume}": s.volumeRemove,
 
+		"GET /networks":                  s.networkList,
+		"GET /networks/{id}":             s.networkInspect,
+		"POST /networks/create":          s.networkCreate,
+		"POST /networks/prune":           s.networkPrune,
+		"POST /networks/{id}/connect":    s.networkConnect,
+		"POST /networks/{id}/disconnect": s.networkDisconnect,
+		"DELETE /networks/{id}":          s.networkRemove,
+
 		"GET /images/json":         s.imageList,
 		"GET /images/search":       s.imageSearch,
 		"GET /images/get":          s.imageSave,

@@ -65,7 +65,7 @@ func TestRoutes(t *testing.T) {
 	}{
 		{"GET", "/nothing", 404, "does not serve GET /nothing"},
 		{"GET", "/v1.51/plugins", 404, "does not serve GET /plugins"},
-		{"POST", "/v1.51/networks/create", 404, "does not serve POST /networks/create"},
+		{"POST", "/v1.51/swarm/init", 404, "does not serve POST /swarm/init"},
 		{"PUT", "/v1.51/containers/json", 404, "does not serve PUT"},
 		{"GET", "/v1.51/images/search?term=x", 501, "searching"},
 		{"GET", "/v1.51/system/df?type=odd", 400, "unknown object type: odd"},

@@ -222,6 +222,9 @@ func (s *Server) containerRename(w http.ResponseWriter, r *http.Request) error {
 	}
 	old := c.Spec.Name
 	c.Spec.Name = name
+	if err := s.opt.Engine.Rename(context.WithoutCancel(ctx), c.PodID, old, name); err != nil {
+		return err
+	}
 	s.publishOf(c, events.ActionRename, "oldName", "/"+old)
 	w.WriteHeader(http.StatusNoContent)
 	return nil

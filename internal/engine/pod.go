@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"sync"
 	"syscall"
@@ -163,7 +162,10 @@ func (e *Engine) startPod(ctx context.Context, p *pod) (err error) {
 	var ns runner.Namespaces
 	g, gctx := errgroup.WithContext(ctx)
 	attach := func(netns string) (err error) {
-		attached, err = e.opt.Network.Attach(gctx, pod.ID, network.AttachOptions{Ports: pod.Spec.Ports, Netns: netns})
+		attached, err = e.opt.Network.Attach(gctx, pod.ID, attachOptions(pod, netns))
+		return err
+	}
+	if _, err := e.networkOf(pod.Spec); err != nil {
 		return err
 	}
 	connected := pod.Spec.Network == ModePod
@@ -181,10 +183,8 @@ func (e *Engine) startPod(ctx context.Context, p *pod) (err error) {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	pod.State, pod.NetnsPath, pod.Ports, pod.IPs = PodReady, attached.NetnsPath, attached.Ports, nil
-	if attached.IP.IsValid() {
-		pod.IPs = []netip.Addr{attached.IP.Addr()}
-	}
+	pod.State = PodReady
+	pod.take(attached)
 	if err := e.writePodFiles(pod); err != nil {
 		return err
 	}

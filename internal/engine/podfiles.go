@@ -1,12 +1,14 @@
 package engine
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -53,22 +55,11 @@ func (e *Engine) mountShm(p Pod) error {
 	return nil
 }
 
-// writePodFiles writes resolv.conf, hosts and hostname. The files are changed
-// in place on a later call, for containers have them bind-mounted.
+// writePodFiles writes resolv.conf, hosts and hostname.
 func (e *Engine) writePodFiles(p Pod) error {
-	resolv, err := resolvConf(p)
+	resolv, hosts, err := e.nameFiles(p)
 	if err != nil {
 		return err
-	}
-	var ip netip.Addr
-	if len(p.IPs) > 0 {
-		ip = p.IPs[0]
-	}
-	hosts := network.HostsFile(podHostname(p), ip, p.Spec.Hosts)
-	if p.Spec.Network == ModeHost {
-		if own, err := os.ReadFile("/etc/hosts"); err == nil {
-			hosts = own
-		}
 	}
 	uid, gid := rootOf(p.Spec.Users)
 	for name, data := range map[string][]byte{"resolv.conf": resolv, "hosts": hosts, "hostname": []byte(podHostname(p) + "\n")} {
@@ -86,7 +77,64 @@ func (e *Engine) writePodFiles(p Pod) error {
 	return nil
 }
 
+// nameFiles are the contents of resolv.conf and hosts.
+func (e *Engine) nameFiles(p Pod) (resolv, hosts []byte, err error) {
+	if resolv, err = resolvConf(p); err != nil {
+		return nil, nil, err
+	}
+	if p.Spec.Network == ModeHost {
+		if own, err := os.ReadFile("/etc/hosts"); err == nil {
+			return resolv, own, nil
+		}
+	}
+	links, err := e.linkEntries(p)
+	if err != nil {
+		return nil, nil, err
+	}
+	return resolv, network.HostsFile(podHostname(p), p.IPs, slices.Concat(p.Spec.Hosts, links)), nil
+}
+
+// changePodFiles writes the files again for what has changed from before to
+// after: in place, for containers have them bind-mounted, and not over what
+// somebody inside has made of them.
+func (e *Engine) changePodFiles(before, after Pod) error {
+	before.Spec.Links, after.Spec.Links = nil, nil // those they were for may have stopped
+	wasResolv, wasHosts, err := e.nameFiles(before)
+	if err != nil {
+		return err
+	}
+	resolv, hosts, err := e.nameFiles(after)
+	if err != nil {
+		return err
+	}
+	for _, f := range []struct {
+		name     string
+		was, now []byte
+	}{{"resolv.conf", wasResolv, resolv}, {"hosts", wasHosts, hosts}} {
+		path := filepath.Join(e.podDir(after.ID), f.name)
+		there, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		rest, ours := bytes.CutPrefix(there, f.was)
+		if !ours || bytes.Equal(f.was, f.now) {
+			continue
+		}
+		if err := os.WriteFile(path, slices.Concat(f.now, rest), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func resolvConf(p Pod) ([]byte, error) {
+	if named(p) {
+		c, err := network.HostDNS()
+		if p.Spec.DNS != nil {
+			c, err = *p.Spec.DNS, nil
+		}
+		return withResolver(c).ResolvConf(), err
+	}
 	switch {
 	case p.Spec.DNS != nil:
 		return p.Spec.DNS.ResolvConf(), nil
@@ -101,9 +149,28 @@ func resolvConf(p Pod) ([]byte, error) {
 	return c.ResolvConf(), err
 }
 
-// fileMounts binds the pod's files into a container, except where the
-// container's own mounts (kubelet's /etc/hosts, say) take the place.
-func (e *Engine) fileMounts(p Pod, readonly bool) []specs.Mount {
+// withResolver is c for a pod on networks that have names: their resolver asks
+// the servers, and a name without a dot may be one of theirs.
+func withResolver(c network.DNSConfig) network.DNSConfig {
+	c.Servers = []string{network.ResolverAddr.String()}
+	if !slices.ContainsFunc(c.Options, func(o string) bool { return strings.HasPrefix(o, "ndots:") }) {
+		c.Options = slices.Concat(c.Options, []string{"ndots:0"})
+	}
+	return c
+}
+
+// fileMounts binds the pod's files, or those of whom it shares the network
+// with, into a container, except where the container's own mounts (kubelet's
+// /etc/hosts, say) take the place.
+func (e *Engine) fileMounts(p Pod, readonly bool) ([]specs.Mount, error) {
+	dir := e.podDir(p.ID)
+	other, err := e.networkOf(p.Spec)
+	if err != nil {
+		return nil, err
+	}
+	if other != nil {
+		dir = e.podDir(other.pod.id)
+	}
 	options := []string{"rbind", "rprivate"}
 	if readonly {
 		options = append(options, "ro")
@@ -111,9 +178,9 @@ func (e *Engine) fileMounts(p Pod, readonly bool) []specs.Mount {
 	var out []specs.Mount
 	for _, name := range []string{"resolv.conf", "hosts", "hostname"} {
 		out = append(out, specs.Mount{
-			Destination: "/etc/" + name, Type: "bind", Source: filepath.Join(e.podDir(p.ID), name), Options: options})
+			Destination: "/etc/" + name, Type: "bind", Source: filepath.Join(dir, name), Options: options})
 	}
-	return out
+	return out, nil
 }
 
 func (e *Engine) removePodFiles(p Pod) error {

@@ -41,7 +41,10 @@ func (e *Engine) prepare(ctx context.Context, c *container) (*specs.Spec, error)
 	if err != nil {
 		return nil, err
 	}
-	mounts := e.fileMounts(pod, spec.Security.ReadonlyRootfs)
+	mounts, err := e.fileMounts(pod, spec.Security.ReadonlyRootfs)
+	if err != nil {
+		return nil, err
+	}
 	volumes, err := e.volumeMounts(ctx, rec.Container, pod.Spec.Users)
 	if err != nil {
 		return nil, err
@@ -107,7 +110,12 @@ func (e *Engine) namespaceOf(id, kind string) (string, error) {
 // namespacesFor says which namespaces a container joins.
 func (e *Engine) namespacesFor(p podRecord, spec ContainerSpec) (namespaces, error) {
 	ns := namespaces{user: p.Namespaces.User, network: p.Pod.NetnsPath, ipc: p.Namespaces.IPC, uts: p.Namespaces.UTS}
-	if p.Pod.Spec.Network == ModeHost {
+	switch other, err := e.networkOf(p.Pod.Spec); {
+	case err != nil:
+		return ns, err
+	case other != nil:
+		ns.network = netnsOf(other.snapshot().PID)
+	case p.Pod.Spec.Network == ModeHost:
 		ns.network = hostNamespace
 	}
 	ns.ipc, ns.uts = cmp.Or(ns.ipc, hostNamespace), cmp.Or(ns.uts, hostNamespace)

@@ -7,12 +7,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/ferryos/ferry/internal/engine/network"
 	"github.com/ferryos/ferry/internal/engine/runner"
 	"github.com/ferryos/ferry/internal/engine/store"
 )
@@ -39,6 +41,7 @@ func (e *Engine) recover(ctx context.Context) error {
 	var lost []*container // whose pod was stopped, and the record of their end failed
 	e.mu.Lock()
 	for id, rec := range pods {
+		e.agree(&rec)
 		p := newPod(rec)
 		e.podByID[id] = p
 		e.users.claim(rec.Pod.Spec)
@@ -89,6 +92,23 @@ func (e *Engine) recover(ctx context.Context) error {
 		live[id] = p.snapshot().State == PodReady
 	}
 	return e.opt.Network.Reconcile(ctx, live)
+}
+
+// agree makes a ready pod's record say what its network does: the daemon may
+// have ended between the two.
+func (e *Engine) agree(rec *podRecord) {
+	a, attached := e.opt.Network.Attachment(rec.Pod.ID)
+	if !attached || rec.Pod.State != PodReady {
+		return
+	}
+	rec.Pod.take(a)
+	on := rec.Pod.Spec.OnNetworks()
+	for _, ep := range a.Endpoints {
+		if !slices.ContainsFunc(on, func(s network.EndpointSpec) bool { return s.Network == ep.Network }) {
+			on = slices.Concat(on, []network.EndpointSpec{ep.EndpointSpec})
+			rec.Pod.Spec.Networks = on
+		}
+	}
 }
 
 // dropEmpty forgets pods that were made for a container which then was not:

@@ -24,12 +24,18 @@ type NamespaceMode string
 const (
 	ModePod       NamespaceMode = ""
 	ModeHost      NamespaceMode = "host"
-	ModeContainer NamespaceMode = "container" // PID only: one for each container
+	ModeContainer NamespaceMode = "container" // PID: one for each container; network: that of another, NetworkOf
 	ModeNone      NamespaceMode = "none"      // network only: loopback alone
 )
 
+// Link gives a container more names in /etc/hosts of another.
+type Link struct {
+	Container string   `json:"container"` // its ID
+	Names     []string `json:"names"`
+}
+
 // PodSpec is what a pod is made from. It is written to disk as it is and never
-// changes after RunPod.
+// changes after RunPod, but for Networks.
 type PodSpec struct {
 	Owner       string            `json:"owner"`
 	Name        string            `json:"name"`
@@ -43,16 +49,24 @@ type PodSpec struct {
 	LogDir string `json:"logDir,omitempty"`
 	// CgroupParent is the cgroup the pod's containers are placed below, an
 	// absolute cgroup path. Empty: the engine's own parent.
-	CgroupParent string                `json:"cgroupParent,omitempty"`
-	Network      NamespaceMode         `json:"network,omitempty"` // ModePod, ModeHost or ModeNone
-	PID          NamespaceMode         `json:"pid,omitempty"`     // ModePod shares one among the containers, ModeContainer, ModeHost
-	IPC          NamespaceMode         `json:"ipc,omitempty"`     // ModePod or ModeHost
-	UTS          NamespaceMode         `json:"uts,omitempty"`     // ModePod or ModeHost
-	DNS          *network.DNSConfig    `json:"dns,omitempty"`     // nil: the host's, for containers
-	Hosts        []network.HostEntry   `json:"hosts,omitempty"`   // more lines of /etc/hosts
-	Ports        []network.PortMapping `json:"ports,omitempty"`
-	Sysctls      map[string]string     `json:"sysctls,omitempty"`
-	ShmSize      int64                 `json:"shmSize,omitempty"` // bytes of /dev/shm; 0: 64 MiB
+	CgroupParent string        `json:"cgroupParent,omitempty"`
+	Network      NamespaceMode `json:"network,omitempty"` // ModePod, ModeHost, ModeNone or ModeContainer
+	// NetworkOf is the container whose network namespace, and whose files about
+	// names, the pod shares.
+	NetworkOf string `json:"networkOf,omitempty"`
+	// Networks are those a pod of ModePod is on: nil is the node's own alone, an
+	// empty list none. Connect and Disconnect change them. Links are for the
+	// node's own, which has no names.
+	Networks []network.EndpointSpec `json:"networks"`
+	Links    []Link                 `json:"links,omitempty"`
+	PID      NamespaceMode          `json:"pid,omitempty"`   // ModePod shares one among the containers, ModeContainer, ModeHost
+	IPC      NamespaceMode          `json:"ipc,omitempty"`   // ModePod or ModeHost
+	UTS      NamespaceMode          `json:"uts,omitempty"`   // ModePod or ModeHost
+	DNS      *network.DNSConfig     `json:"dns,omitempty"`   // nil: the host's, for containers
+	Hosts    []network.HostEntry    `json:"hosts,omitempty"` // more lines of /etc/hosts
+	Ports    []network.PortMapping  `json:"ports,omitempty"`
+	Sysctls  map[string]string      `json:"sysctls,omitempty"`
+	ShmSize  int64                  `json:"shmSize,omitempty"` // bytes of /dev/shm; 0: 64 MiB
 	// Users are the ids of the pod's user namespace; nil: the host's. AutoUsers
 	// has the engine choose a range that no other pod has.
 	Users     *Users `json:"users,omitempty"`
@@ -86,7 +100,8 @@ type Pod struct {
 	CreatedAt time.Time
 	IPs       []netip.Addr // empty for host network
 	Ports     []network.PortMapping
-	NetnsPath string // "" for host network
+	Endpoints []network.Endpoint // as long as it is ready; the last ones afterwards
+	NetnsPath string             // "" for host network
 }
 
 // MountKind is where a mount's content comes from.

@@ -205,7 +205,9 @@ func (m *Machine) PowerOff() error {
 		errs = append(errs, os.Remove(dir))
 	}
 	// These may be gone already; Leftovers tells of what stays.
-	_ = exec.Command("ip", "link", "delete", m.Bridge).Run()
+	for _, name := range m.bridges() {
+		_ = exec.Command("ip", "link", "delete", name).Run()
+	}
 	for _, table := range m.tables() {
 		_ = exec.Command("nft", append([]string{"delete", "table"}, strings.Fields(table)...)...).Run()
 	}
@@ -241,8 +243,8 @@ func (m *Machine) Leftovers() error {
 		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		left = append(left, fmt.Sprintf("process %d: %s", pid, strings.ReplaceAll(string(cmdline), "\x00", " ")))
 	}
-	if _, err := net.InterfaceByName(m.Bridge); err == nil {
-		left = append(left, "interface "+m.Bridge)
+	for _, name := range m.bridges() {
+		left = append(left, "interface "+name)
 	}
 	for _, table := range m.tables() {
 		left = append(left, "nftables table "+table)
@@ -254,6 +256,19 @@ func (m *Machine) Leftovers() error {
 		return nil
 	}
 	return fmt.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
+}
+
+// bridges are this Ferry's own bridge and those of the networks that were made,
+// whose names begin as its does.
+func (m *Machine) bridges() []string {
+	links, _ := net.Interfaces()
+	var list []string
+	for _, l := range links {
+		if l.Name == m.Bridge || strings.HasPrefix(l.Name, m.Bridge[:6]+"-") {
+			list = append(list, l.Name)
+		}
+	}
+	return list
 }
 
 // cgroups are the directories of this Ferry's cgroups in every hierarchy, outer ones first.

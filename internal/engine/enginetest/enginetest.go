@@ -87,6 +87,7 @@ func (m *Machine) Start() {
 	m.Network, err = network.New(network.Options{
 		Bridge:   "fy" + m.suffix,
 		Subnet:   netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 100 + sum[0]%100, sum[1], 0}), 24),
+		Networks: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 200 + sum[0]%50, sum[1] &^ 15, 0}), 20),
 		StateDir: filepath.Join(m.dir, "net"), NetnsDir: filepath.Join(m.dir, "run", "netns"), PoolSize: 2, Log: log})
 	if err != nil {
 		m.tb.Fatal(err)

@@ -102,7 +102,7 @@ func (n *Network) attach(ctx context.Context, id string, ports []PortMapping, o 
 // what was made of them.
 func (n *Network) place(ctx context.Context, a *attached, o AttachOptions) (err error) {
 	networks := o.Networks
-	if len(networks) == 0 {
+	if networks == nil {
 		networks = []EndpointSpec{{Network: DefaultNetwork}}
 	}
 	own := -1
@@ -135,7 +135,7 @@ func (n *Network) place(ctx context.Context, a *attached, o AttachOptions) (err 
 	if own >= 0 {
 		err = inNetnsHandle(a.slot.path, connect)
 	} else {
-		a.slot = n.ownNetns(a.ID)
+		a.slot = n.ownNetns()
 		err = n.buildNetns(a.slot, o.Netns, connect)
 	}
 	a.NetnsPath = a.slot.path
@@ -245,7 +245,7 @@ func (n *Network) Detach(_ context.Context, id string) error {
 func unnamed(endpoints []Endpoint) []Endpoint {
 	out := slices.Clone(endpoints)
 	for i := range out {
-		out[i].Names = nil
+		out[i].Names, out[i].Aliases = nil, nil
 	}
 	return out
 }
@@ -391,7 +391,14 @@ func (n *Network) doom(a *attached) {
 			n.release(e)
 			continue
 		}
-		d.links = append(d.links, link{e, l.Attrs().Index})
+		if !e.IP.IsValid() {
+			d.links = append(d.links, link{e, l.Attrs().Index})
+			continue
+		}
+		// An address of its own is asked for again by the container's next start.
+		if err := n.destroyLink(link{e, l.Attrs().Index}); err != nil {
+			n.o.Log.Warn("interface not removed", "interface", l.Attrs().Name, "err", err)
+		}
 	}
 	if err := removeNetns(a.slot.path); err != nil {
 		n.o.Log.Warn("network namespace not removed", "path", a.slot.path, "err", err) // the reaper tries again

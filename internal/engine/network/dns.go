@@ -102,9 +102,9 @@ func (c DNSConfig) ResolvConf() []byte {
 }
 
 // HostsFile renders a container's /etc/hosts: loopback, the container's own
-// address and name, then extra. Without an address (host network, none) only
-// loopback and extra are written; without a name the address has no line.
-func HostsFile(hostname string, ip netip.Addr, extra []HostEntry) []byte {
+// addresses with its name, then extra. Without an address (host network, none)
+// only loopback and extra are written; without a name no address has a line.
+func HostsFile(hostname string, ips []netip.Addr, extra []HostEntry) []byte {
 	var b bytes.Buffer
 	b.WriteString("127.0.0.1\tlocalhost\n" +
 		"::1\tlocalhost ip6-localhost ip6-loopback\n" +
@@ -112,8 +112,10 @@ func HostsFile(hostname string, ip netip.Addr, extra []HostEntry) []byte {
 		"ff00::0\tip6-mcastprefix\n" +
 		"ff02::1\tip6-allnodes\n" +
 		"ff02::2\tip6-allrouters\n")
-	if ip.IsValid() && hostname != "" {
-		fmt.Fprintf(&b, "%s\t%s\n", ip, hostname)
+	if hostname != "" {
+		for _, ip := range ips {
+			fmt.Fprintf(&b, "%s\t%s\n", ip, hostname)
+		}
 	}
 	for _, e := range extra {
 		fmt.Fprintf(&b, "%s\t%s\n", e.IP, strings.Join(e.Names, " "))

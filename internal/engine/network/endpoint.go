@@ -28,6 +28,8 @@ type EndpointSpec struct {
 	// Names are what others on the network call it; the first is what its address
 	// is called. The node's own network has no names.
 	Names []string `json:"names,omitempty"`
+	// Aliases are more such names: those that its user chose.
+	Aliases []string `json:"aliases,omitempty"`
 	// Links are names that only it uses, and whose of the network they are.
 	Links map[string]string `json:"links,omitempty"`
 	// GatewayPriority says which network leads everywhere else: of the highest
@@ -259,8 +261,10 @@ func inNetnsHandle(path string, f func(*netlink.Handle) error) error {
 // network; one that is has its address for a name.
 const netnsPrefix = "ns-"
 
-func (n *Network) ownNetns(id string) slot {
-	return slot{path: filepath.Join(n.o.NetnsDir, netnsPrefix+id)}
+// ownNetns is a slot whose file nothing else has or had: that of an earlier
+// attachment may still be about to be removed.
+func (n *Network) ownNetns() slot {
+	return slot{path: filepath.Join(n.o.NetnsDir, netnsPrefix+newID()[:16])}
 }
 
 // Connect puts an attachment, whose container runs, on one more network. Like
@@ -315,6 +319,30 @@ func (n *Network) Disconnect(_ context.Context, id, network string) (Attachment,
 		return Attachment{}, fmt.Errorf("disconnect %s: %w", id, err)
 	}
 	return next.copy(), nil
+}
+
+// Rename gives an attachment another name in place of one, wherever it has it.
+func (n *Network) Rename(id, from, to string) (Attachment, error) {
+	a, ok := n.find(id)
+	if !ok {
+		return Attachment{}, fault.New(fault.NotFound, "rename %s: it is not attached", id)
+	}
+	next := a.copy()
+	for i := range next.Endpoints {
+		next.Endpoints[i].EndpointSpec = next.Endpoints[i].Renamed(from, to)
+	}
+	return next.copy(), n.change(a, next)
+}
+
+// Renamed is the same endpoint with another name in place of one.
+func (s EndpointSpec) Renamed(from, to string) EndpointSpec {
+	s.Names = slices.Clone(s.Names)
+	for i, name := range s.Names {
+		if name == from {
+			s.Names[i] = to
+		}
+	}
+	return s
 }
 
 // leave removes an endpoint's interfaces and address, and leads what went

@@ -85,7 +85,7 @@ type AttachOptions struct {
 	// Netns is a namespace to connect instead of making one: one that a user
 	// namespace owns can be made by a process in that alone.
 	Netns string
-	// Networks are those to be on; none is the node's own alone.
+	// Networks are those to be on; nil is the node's own alone, an empty list none.
 	Networks []EndpointSpec
 	// Servers are the addresses of those who are asked for names that no container
 	// has, from inside; none are this machine's own.
@@ -196,6 +196,9 @@ func namespaceSysctls() map[string]string {
 	}
 	return s
 }
+
+// Own is the node's own network in the form of those that people make.
+func (n *Network) Own() Definition { return n.ownSegment(0).Definition }
 
 // ownSegment is the node's own network, whose bridge has the index.
 func (n *Network) ownSegment(index int) *segment {

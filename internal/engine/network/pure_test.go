@@ -83,21 +83,21 @@ func TestHostDNS(t *testing.T) {
 func TestHostsFile(t *testing.T) {
 	const loopback = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" +
 		"fe00::0\tip6-localnet\nff00::0\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
-	ip := netip.MustParseAddr("10.85.0.7")
+	ips := []netip.Addr{netip.MustParseAddr("10.85.0.7")}
 	for _, test := range []struct {
 		name, hostname string
-		ip             netip.Addr
+		ips            []netip.Addr
 		extra          []HostEntry
 		want           string
 	}{
-		{"own name", "web", ip, nil, loopback + "10.85.0.7\tweb\n"},
-		{"no address", "web", netip.Addr{}, nil, loopback},
-		{"no name", "", ip, nil, loopback},
-		{"extra", "web", ip, []HostEntry{{netip.MustParseAddr("10.85.0.1"), []string{"host.docker.internal", "gw"}}},
+		{"own name", "web", ips, nil, loopback + "10.85.0.7\tweb\n"},
+		{"no address", "web", nil, nil, loopback},
+		{"no name", "", ips, nil, loopback},
+		{"extra", "web", ips, []HostEntry{{netip.MustParseAddr("10.85.0.1"), []string{"host.docker.internal", "gw"}}},
 			loopback + "10.85.0.7\tweb\n10.85.0.1\thost.docker.internal gw\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			if diff := cmp.Diff(test.want, string(HostsFile(test.hostname, test.ip, test.extra))); diff != "" {
+			if diff := cmp.Diff(test.want, string(HostsFile(test.hostname, test.ips, test.extra))); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})

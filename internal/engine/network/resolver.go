@@ -110,7 +110,8 @@ func (d directory) Addresses(name string) ([]netip.Addr, bool) {
 			name = target
 		}
 		name, _ = strings.CutSuffix(name, "."+strings.ToLower(own.NetworkName))
-		if slices.ContainsFunc(other.Names, func(s string) bool { return strings.EqualFold(s, name) }) {
+		is := func(s string) bool { return strings.EqualFold(s, name) }
+		if slices.ContainsFunc(other.Names, is) || slices.ContainsFunc(other.Aliases, is) {
 			found = append(found, other.Address.Addr())
 		}
 	})

@@ -21,6 +21,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/ferryos/ferry/internal/engine/enginetest"
+	"github.com/ferryos/ferry/internal/engine/runner/runnertest"
 	"github.com/ferryos/ferry/internal/fault"
 )
 
@@ -374,5 +375,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 // TestMain silences what BuildKit and containerd log of their own.
 func TestMain(m *testing.M) {
 	logrus.SetOutput(io.Discard)
-	os.Exit(m.Run())
+	code := m.Run()
+	runnertest.Clean()
+	os.Exit(code)
 }

@@ -26,7 +26,8 @@ import (
 
 var (
 	bin = flag.String("bin", "../../bin", "directory of the programs under test")
-	// clients is where scripts/clients has put Docker's plugins.
+	// clients is where scripts/clients has put Docker's plugins. Without it, as on
+	// the machines of test/vm, the scripts that need them are skipped.
 	clients = flag.String("clients", os.Getenv("FERRY_CLIENTS"), "directory of docker's plugins buildx and compose")
 )
 
@@ -41,8 +42,10 @@ func TestScripts(t *testing.T) {
 	for _, name := range []string{"ferry", "ferryd", "ferry-runner", "ferry-init", "kubectl", "images/mlp.tar"} {
 		needed = append(needed, filepath.Join(*bin, name))
 	}
-	for _, name := range []string{"docker-buildx", "docker-compose"} {
-		needed = append(needed, filepath.Join(*clients, name))
+	if *clients != "" {
+		for _, name := range []string{"docker-buildx", "docker-compose", "testcontainers"} {
+			needed = append(needed, filepath.Join(*clients, name))
+		}
 	}
 	for _, path := range needed {
 		if _, err := os.Stat(path); err != nil {
@@ -56,11 +59,32 @@ func TestScripts(t *testing.T) {
 	for _, file := range files {
 		// testscript runs scripts in parallel, and kube-proxy's tables are the machine's.
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
-			testscript.Run(t, testscript.Params{Files: []string{file}, Setup: setUp, RequireExplicitExec: true, Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			testscript.Run(t, testscript.Params{Files: []string{file}, Setup: setUp, RequireExplicitExec: true, Condition: condition, Cmds: map[string]func(*testscript.TestScript, bool, []string){
 				"waitfor": waitFor, "killdaemon": killDaemon, "poweroff": powerOff, "leftovers": leftovers, "record": record, "same": same, "listen": listen, "unlisten": unlisten,
 			}})
 		})
 	}
+}
+
+// linkPlugins has docker find its plugins.
+func linkPlugins(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, name := range []string{"docker-buildx", "docker-compose"} {
+		if err := os.Symlink(filepath.Join(*clients, name), filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// condition is true for [clients] where Docker's own clients are.
+func condition(name string) (bool, error) {
+	if name != "clients" {
+		return false, fmt.Errorf("unknown condition %q", name)
+	}
+	return *clients != "", nil
 }
 
 // setUp gives a script its machine, the examples and a static busybox to make images of.
@@ -82,13 +106,9 @@ func setUp(env *testscript.Env) error {
 			t.FailNow()
 		}
 	})
-	env.Vars = append(append(env.Vars, m.Env()...), fmt.Sprintf("MINUTE=%ds", 60*patience()))
-	plugins := filepath.Join(m.Dir, ".docker", "cli-plugins")
-	if err := os.MkdirAll(plugins, 0o755); err != nil {
-		return err
-	}
-	for _, name := range []string{"docker-buildx", "docker-compose"} {
-		if err := os.Symlink(filepath.Join(*clients, name), filepath.Join(plugins, name)); err != nil {
+	env.Vars = append(append(env.Vars, m.Env()...), fmt.Sprintf("MINUTE=%ds", 60*patience()), "FERRY_CLIENTS="+*clients)
+	if *clients != "" {
+		if err := linkPlugins(filepath.Join(m.Dir, ".docker", "cli-plugins")); err != nil {
 			return err
 		}
 	}

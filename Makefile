@@ -92,6 +92,8 @@ install: build ## install below PREFIX
 	install -m 755 $(BIN)/ferry $(DESTDIR)$(PREFIX)/bin/
 	install -m 644 $(BIN)/images/mlp.tar $(DESTDIR)$(PREFIX)/libexec/ferry/images/
 	install -m 755 $(BIN)/ferryd $(BIN)/ferry-runner $(BIN)/ferry-init $(DESTDIR)$(PREFIX)/libexec/ferry/
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's|^ExecStart=/usr/local/|ExecStart=$(PREFIX)/|' packaging/systemd/ferryd.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ferryd.service
 
 clean: ## remove what was built
 	rm -rf $(BIN)

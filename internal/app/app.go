@@ -69,6 +69,7 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 // and stops everything.
 func run(ctx context.Context, progress *progress, stderr io.Writer) error {
 	begin := time.Now()
+	tellInit := initNotifier() // first: Kubernetes would tell it too soon
 	cfg, log, err := setUp(stderr)
 	if err != nil {
 		return err
@@ -104,6 +105,9 @@ func run(ctx context.Context, progress *progress, stderr io.Writer) error {
 	if err == nil {
 		log.Info("ready", "took", time.Since(begin))
 		progress.ready(time.Since(begin))
+		if err := tellInit("READY=1"); err != nil {
+			log.Warn("tell systemd that the start is over", "error", err)
+		}
 		settled := time.AfterFunc(settleTime, func() { settle(log) })
 		defer settled.Stop()
 		select {

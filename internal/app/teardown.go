@@ -5,14 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
+	"github.com/ferryos/ferry/internal/cgroups"
 	"github.com/ferryos/ferry/internal/config"
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/instance"
@@ -62,34 +61,8 @@ func (p *parts) endPods(ctx context.Context) error {
 // putBack undoes what was changed on the machine, once no container runs and
 // the parts have stopped.
 func (p *parts) putBack(ctx context.Context, cfg config.Config, log *slog.Logger) error {
-	return errors.Join(p.network.Teardown(ctx), kube.Teardown(ctx, kubeOptions(cfg, log)), removeCgroups(cfg.CgroupParent),
+	return errors.Join(p.network.Teardown(ctx), kube.Teardown(ctx, kubeOptions(cfg, log)), cgroups.Remove(cfg.CgroupParent),
 		removeContent(cfg.RunDir, instance.LockName), clearTempDir(cfg))
-}
-
-// removeCgroups removes the cgroups at and below parent in every hierarchy. No
-// process is left in them.
-func removeCgroups(parent string) error {
-	tops, err := filepath.Glob("/sys/fs/cgroup/*" + parent)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, top := range append(tops, "/sys/fs/cgroup"+parent) {
-		var dirs []string
-		err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
-			if err == nil && d.IsDir() {
-				dirs = append(dirs, path)
-			}
-			return err
-		})
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
-		for _, dir := range slices.Backward(dirs) {
-			errs = append(errs, os.Remove(dir))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // removeContent removes what is in a directory, but for the entry to keep. What

@@ -29,7 +29,7 @@ var layers = []layer{
 
 	// The command line is a client like any other; the composition root knows every part.
 	{"cli", "build/buildclient cgroups config fault instance kube/kubeconfig term"},
-	{"app", "build config dockerapi dockerconfig engine engine/cri engine/network engine/store fault instance kube lifecycle logfile registry"},
+	{"app", "build cgroups config dockerapi dockerconfig engine engine/cri engine/network engine/store fault instance kube lifecycle logfile registry"},
 
 	// What others speak to us: the Docker API, BuildKit, Kubernetes, CRI, an OCI registry.
 	{"dockerapi", "build build/dockerfile dockerapi/eventlog dockerapi/netconf dockerapi/supervise dockerapi/volume engine engine/crilog engine/files engine/network engine/store fault lifecycle"},
@@ -53,7 +53,7 @@ var layers = []layer{
 	{"engine/network", "engine/network/names fault"},
 	{"engine/network/names", ""},
 	{"engine/runner/proc", "engine/crilog engine/runner fault logfile"},
-	{"engine/runner", "fault"},
+	{"engine/runner", "cgroups fault"},
 	{"engine/runner/runnertest", ""},
 	{"engine/crilog", ""},
 	{"engine/cdi", "fault"},

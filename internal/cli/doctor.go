@@ -115,7 +115,7 @@ func (e *env) examine(ctx context.Context, cfg config.Config) []check {
 	pid, _ := daemonPID(cfg)
 	checks := []check{
 		verdict("root", os.Geteuid() == 0, "runs as root", "ferry's platform commands need root", "run them with sudo"),
-		checkCgroups(),
+		checkCgroups(cfg),
 		checkFilesystem("overlay", "overlayfs"),
 		checkProgram("nft", "nftables"),
 		checkSeccomp(), checkDisk(cfg),
@@ -143,8 +143,11 @@ func verdict(code string, ok bool, good, bad, remedy string) check {
 	return check{code, "error", bad, remedy}
 }
 
-func checkCgroups() check {
+func checkCgroups(cfg config.Config) check {
 	missing := cgroups.Missing()
+	if err := cgroups.CheckParent(cfg.CgroupParent); len(missing) == 0 && err != nil {
+		return check{"cgroups", "error", "cgroupParent: " + err.Error(), cgroups.ParentRemedy}
+	}
 	return verdict("cgroups", len(missing) == 0, cgroups.Version()+" with all controllers needed",
 		cgroups.Version()+" without "+strings.Join(missing, ", "), cgroups.Remedy)
 }

@@ -40,7 +40,8 @@ type Config struct {
 	LogLevel string `json:"logLevel,omitempty"`
 	// NodeName is the Kubernetes node's name. Empty: the host name in lower case.
 	NodeName string `json:"nodeName,omitempty"`
-	// CgroupParent is the cgroup under which everything Ferry runs is placed, in every hierarchy.
+	// CgroupParent is the cgroup under which everything Ferry runs is placed, in
+	// every hierarchy. It is Ferry's own: `ferry down` removes it, and what runs in it.
 	CgroupParent string `json:"cgroupParent,omitempty"`
 
 	Engine   Engine   `json:"engine,omitzero"`

@@ -107,6 +107,9 @@ func (e *Engine) Start(ctx context.Context) error {
 		return fault.New(fault.Unsupported, "this machine has cgroups %s without the controllers %s", cgroups.Version(), strings.Join(missing, ", ")).
 			Hint("%s", cgroups.Remedy)
 	}
+	if err := cgroups.CheckParent(e.opt.CgroupParent); err != nil {
+		return fault.New(fault.Unsupported, "cgroup for containers: %w", err).Hint("%s", cgroups.ParentRemedy)
+	}
 	if err := e.makeDirs(); err != nil {
 		return fmt.Errorf("engine directories: %w", err)
 	}

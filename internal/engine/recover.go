@@ -280,15 +280,7 @@ func (e *Engine) KillAll(ctx context.Context) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
-	errs := []error{err}
-	for _, hierarchy := range []string{"/sys/fs/cgroup/*", "/sys/fs/cgroup"} {
-		groups, err := filepath.Glob(filepath.Join(hierarchy, e.opt.CgroupParent, "*/cgroup.procs"))
-		errs = append(errs, err)
-		for _, procs := range groups {
-			errs = append(errs, runner.KillOrphans(filepath.Join(e.opt.CgroupParent, filepath.Base(filepath.Dir(procs)))))
-		}
-	}
-	return errors.Join(append(errs, e.sweepMounts(nil))...)
+	return errors.Join(err, runner.KillOrphans(e.opt.CgroupParent), e.sweepMounts(nil))
 }
 
 // endRunner has a stray runner end with what it runs, or kills both if it does

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -60,7 +61,7 @@ func TestScripts(t *testing.T) {
 		// testscript runs scripts in parallel, and kube-proxy's tables are the machine's.
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
 			testscript.Run(t, testscript.Params{Files: []string{file}, Setup: setUp, RequireExplicitExec: true, Condition: condition, Cmds: map[string]func(*testscript.TestScript, bool, []string){
-				"waitfor": waitFor, "killdaemon": killDaemon, "poweroff": powerOff, "leftovers": leftovers, "record": record, "same": same, "listen": listen, "unlisten": unlisten,
+				"waitfor": waitFor, "killdaemon": killDaemon, "poweroff": powerOff, "leftovers": leftovers, "record": record, "same": same, "listen": listen, "unlisten": unlisten, "unit": unit,
 			}})
 		})
 	}
@@ -79,12 +80,22 @@ func linkPlugins(dir string) error {
 	return nil
 }
 
-// condition is true for [clients] where Docker's own clients are.
+// condition tells of the machine: [clients] has Docker's own clients, [cgroup2]
+// cgroup v2 alone, and [systemd] is run by systemd.
 func condition(name string) (bool, error) {
-	if name != "clients" {
+	path := ""
+	switch name {
+	case "clients":
+		return *clients != "", nil
+	case "cgroup2":
+		path = "/sys/fs/cgroup/cgroup.controllers"
+	case "systemd":
+		path = "/run/systemd/system"
+	default:
 		return false, fmt.Errorf("unknown condition %q", name)
 	}
-	return *clients != "", nil
+	_, err := os.Stat(path)
+	return err == nil, nil
 }
 
 // setUp gives a script its machine, the examples and a static busybox to make images of.
@@ -106,7 +117,7 @@ func setUp(env *testscript.Env) error {
 			t.FailNow()
 		}
 	})
-	env.Vars = append(append(env.Vars, m.Env()...), fmt.Sprintf("MINUTE=%ds", 60*patience()), "FERRY_CLIENTS="+*clients)
+	env.Vars = append(append(env.Vars, m.Env()...), fmt.Sprintf("MINUTE=%ds", 60*patience()), "FERRY_CLIENTS="+*clients, "UNIT=ferryd-"+m.Bridge+".service")
 	if *clients != "" {
 		if err := linkPlugins(filepath.Join(m.Dir, ".docker", "cli-plugins")); err != nil {
 			return err
@@ -122,6 +133,28 @@ func setUp(env *testscript.Env) error {
 }
 
 func machineOf(ts *testscript.TestScript) *machine.Machine { return ts.Value(key{}).(*machine.Machine) }
+
+// unit makes ferryd a service of systemd named $UNIT, by the unit file that is
+// installed with Ferry, and starts it.
+func unit(ts *testscript.TestScript, _ bool, _ []string) {
+	m, name := machineOf(ts), ts.Getenv("UNIT")
+	file := filepath.Join("/run/systemd/system", name)
+	data, err := os.ReadFile("../../packaging/systemd/ferryd.service")
+	ts.Check(err)
+	lines := []string{"ExecStart=" + filepath.Join(m.Bin, "ferryd")}
+	for _, kv := range m.Env() {
+		lines = append(lines, fmt.Sprintf("Environment=%q", kv))
+	}
+	text := regexp.MustCompile("(?m)^ExecStart=.*$").ReplaceAllLiteralString(string(data), strings.Join(lines, "\n"))
+	ts.Check(os.WriteFile(file, []byte(text), 0o644))
+	ts.Defer(func() {
+		// Before the machine is removed: systemd would start ferryd again.
+		_ = exec.Command("systemctl", "stop", name).Run() // it may have ended
+		ts.Check(errors.Join(os.Remove(file), exec.Command("systemctl", "daemon-reload").Run()))
+	})
+	ts.Check(ts.Exec("systemctl", "daemon-reload"))
+	ts.Check(ts.Exec("systemctl", "start", name))
+}
 
 // patience is how many times longer than written scripts wait for something to
 // happen: FERRY_TEST_PATIENCE, for slow machines. Scripts give MINUTE to what

@@ -22,8 +22,9 @@ import (
 const tablePrefix = "ferry-"
 
 // firewallTimeout bounds one exchange with the kernel, so that a lost answer
-// is an error rather than a hang.
-const firewallTimeout = 10 * time.Second
+// is an error rather than a hang. The first one loads kernel modules, which
+// takes an emulated machine longer than ten seconds.
+const firewallTimeout = time.Minute
 
 // firewall is the network's nftables table, of family ip:
 //

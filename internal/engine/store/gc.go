@@ -68,6 +68,9 @@ func (c *collector) soon() {
 }
 
 func (c *collector) stop() {
+	if c.cancel == nil { // never started
+		return
+	}
 	c.cancel()
 	c.done.Wait()
 }

@@ -264,6 +264,7 @@ func (c *container) pause(freeze bool) error {
 func (c *container) update(l specs.LinuxResources) error {
 	config := c.ctr.Config()
 	limits := *config.Cgroups.Resources
+	limits.SkipDevices = true // they stay as they are; on v2 they would be a new program in the kernel each time
 	if l.Memory != nil {
 		set(&limits.Memory, l.Memory.Limit)
 		set(&limits.MemorySwap, l.Memory.Swap)

@@ -3,6 +3,7 @@ package proc
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -58,8 +59,9 @@ func ioCounts(in []cgroups.BlkioStatEntry) []runner.IO {
 
 // oomCounter counts the out-of-memory kills in a container's cgroup.
 type oomCounter struct {
-	file  *os.File // memory.oom_control (v1) or memory.events (v2); nil without a memory controller
-	limit bool
+	file    *os.File // memory.oom_control (v1) or memory.events (v2); nil without a memory controller
+	unified bool     // v2
+	limit   bool
 }
 
 func newOOMCounter(ctr *libcontainer.Container) (*oomCounter, error) {
@@ -75,7 +77,7 @@ func newOOMCounter(ctr *libcontainer.Container) (*oomCounter, error) {
 			continue
 		}
 		if f, err := os.Open(path); err == nil {
-			o.file = f
+			o.file, o.unified = f, filepath.Base(path) == "memory.events"
 			break
 		}
 	}
@@ -88,20 +90,28 @@ func (o *oomCounter) kills() int {
 		return 0
 	}
 	defer o.file.Close()
-	lines := bufio.NewScanner(o.file)
+	n, err := o.count()
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// count returns how many processes were killed for memory so far.
+func (o *oomCounter) count() (int, error) {
+	lines := bufio.NewScanner(io.NewSectionReader(o.file, 0, 1<<16))
 	for lines.Scan() {
 		if n, found := strings.CutPrefix(lines.Text(), "oom_kill "); found {
-			count, _ := strconv.Atoi(n)
-			return count
+			return strconv.Atoi(n)
 		}
 	}
-	return 0
+	return 0, lines.Err()
 }
 
 // watch calls f at each out-of-memory kill from now on. Only a container with a
 // limit of its own is watched: the watch holds a thread.
 func (o *oomCounter) watch(ctr *libcontainer.Container, f func()) {
-	if !o.limit {
+	if !o.limit || o.file == nil {
 		return
 	}
 	kills, err := ctr.NotifyOOM()
@@ -109,8 +119,15 @@ func (o *oomCounter) watch(ctr *libcontainer.Container, f func()) {
 		return // the exit still tells
 	}
 	go func() { // ends when the cgroup is removed
+		seen := 0
 		for range kills {
-			f()
+			// Once there was a kill, v2 tells of every time that the limit is reached.
+			// v1 tells of a kill before it is counted.
+			now, err := o.count()
+			if err != nil || now > seen || !o.unified { // no longer to be read: it was the last
+				seen = now
+				f()
+			}
 		}
 	}()
 }

@@ -30,7 +30,7 @@ var sources = []string{
 var packages = []string{
 	"linux-image-cloud-amd64", "initramfs-tools", "zstd", "kmod",
 	"systemd", "systemd-sysv", "dbus", "udev", "apparmor",
-	"iproute2", "iptables", "nftables", "procps", "curl", "jq", "busybox-static", "ca-certificates", "docker.io", "e2fsprogs", "git",
+	"iproute2", "iptables", "nftables", "procps", "curl", "jq", "busybox-static", "ca-certificates", "docker.io", "python3-docker", "openssh-client", "e2fsprogs", "git",
 }
 
 //go:embed guest

@@ -24,13 +24,15 @@ import (
 type options struct {
 	source string // the repository
 	bin    string
-	cache  string
-	accel  string
-	memory int // MB
-	boots  []string
-	run    *regexp.Regexp
-	tests  string
-	limit  time.Duration
+	// clients has Docker's own, see scripts/clients.
+	clients string
+	cache   string
+	accel   string
+	memory  int // MB
+	boots   []string
+	run     *regexp.Regexp
+	tests   string
+	limit   time.Duration
 }
 
 func main() {
@@ -94,6 +96,7 @@ func parse(args []string) (options, error) {
 	flags := flag.NewFlagSet("vm", flag.ContinueOnError)
 	flags.StringVar(&opt.source, "source", ".", "the repository")
 	flags.StringVar(&opt.bin, "bin", "bin", "directory of the programs under test")
+	flags.StringVar(&opt.clients, "clients", "", "directory with docker-buildx and docker-compose, as scripts/clients prints; e2e needs it")
 	flags.StringVar(&opt.cache, "cache", "", "where the disk image and logs are kept; default: ferry/vm in the user's cache directory")
 	flags.StringVar(&opt.accel, "accel", "auto", "QEMU's accelerator: kvm, tcg, or auto to try")
 	flags.IntVar(&opt.memory, "memory", 6144, "a machine's memory in MB")
@@ -121,7 +124,10 @@ func parse(args []string) (options, error) {
 		}
 		opt.cache = filepath.Join(dir, "ferry", "vm")
 	}
-	for _, dir := range []*string{&opt.cache, &opt.source, &opt.bin} {
+	for _, dir := range []*string{&opt.cache, &opt.source, &opt.bin, &opt.clients} {
+		if *dir == "" {
+			continue
+		}
 		if *dir, err = filepath.Abs(*dir); err != nil {
 			return opt, err
 		}

@@ -57,6 +57,11 @@ func payloadImage(ctx context.Context, opt options, suites []suite, dir string) 
 	if err := copySources(ctx, opt, filepath.Join(stage, "src")); err != nil {
 		return "", err
 	}
+	if opt.clients != "" {
+		if err := copyDir(opt.clients, filepath.Join(stage, "clients")); err != nil {
+			return "", err
+		}
+	}
 	image := filepath.Join(dir, "payload.ext4")
 	if err := mkfs(ctx, image, stage, "4G"); err != nil {
 		return "", err
@@ -88,15 +93,29 @@ func copySources(ctx context.Context, opt options, to string) error {
 			return err
 		}
 	}
-	return filepath.WalkDir(opt.bin, func(path string, d fs.DirEntry, err error) error {
+	if err := copyDir(opt.bin, filepath.Join(to, "bin")); err != nil {
+		return err
+	}
+	// Debian's is older than what the tests are written for.
+	if docker, err := exec.LookPath("docker"); err == nil {
+		if docker, err = filepath.EvalSymlinks(docker); err != nil {
+			return err
+		}
+		return copyFile(docker, filepath.Join(to, "bin", "docker"))
+	}
+	return nil
+}
+
+func copyDir(from, to string) error {
+	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
-		name, err := filepath.Rel(opt.bin, path)
+		name, err := filepath.Rel(from, path)
 		if err != nil {
 			return err
 		}
-		return copyFile(path, filepath.Join(to, "bin", name))
+		return copyFile(path, filepath.Join(to, name))
 	})
 }
 

@@ -167,9 +167,9 @@ func (in specInput) namespaceList() []specs.LinuxNamespace {
 			list = append(list, specs.LinuxNamespace{Type: n.kind, Path: n.path})
 		}
 	}
-	// Docker and containerd give a container its own view of cgroups on v2 only,
-	// unless something else is asked for.
-	own := in.cgroupV2 && !in.container.Security.Privileged
+	// Docker gives a container its own view of cgroups on v2 only, unless
+	// something else is asked for.
+	own := in.cgroupV2
 	if mode := in.container.CgroupNS; mode != ModePod {
 		own = mode == ModeContainer
 	}

@@ -31,6 +31,7 @@ type options struct {
 	memory  int // MB
 	boots   []string
 	run     *regexp.Regexp
+	all     bool
 	tests   string
 	limit   time.Duration
 }
@@ -69,12 +70,12 @@ func run(ctx context.Context, args []string) (err error) {
 	}
 	var failed []string
 	for _, boot := range opt.boots {
-		suites := suitesOf(boot, opt.run)
-		if len(suites) == 0 {
+		jobs := opt.jobs(boot)
+		if len(jobs) == 0 {
 			continue
 		}
-		fmt.Printf("== %s: %s, %d MB, %d suites\n", boot, opt.accel, opt.memory, len(suites))
-		payload, err := payloadImage(ctx, opt, suites, filepath.Join(work, boot))
+		fmt.Printf("== %s: %s, %d MB, %d suites\n", boot, opt.accel, opt.memory, len(jobs))
+		payload, err := payloadImage(ctx, opt, jobs, filepath.Join(work, boot))
 		if err != nil {
 			return fmt.Errorf("payload: %w", err)
 		}
@@ -83,7 +84,7 @@ func run(ctx context.Context, args []string) (err error) {
 		if err != nil {
 			return fmt.Errorf("%s: %w; see %s", boot, err, logs)
 		}
-		failed = append(failed, r.failures(boot, suites)...)
+		failed = append(failed, r.failures(boot, jobs)...)
 	}
 	if len(failed) > 0 {
 		return fmt.Errorf("failed: %s; see %s", strings.Join(failed, ", "), logs)
@@ -100,8 +101,9 @@ func parse(args []string) (options, error) {
 	flags.StringVar(&opt.cache, "cache", "", "where the disk image and logs are kept; default: ferry/vm in the user's cache directory")
 	flags.StringVar(&opt.accel, "accel", "auto", "QEMU's accelerator: kvm, tcg, or auto to try")
 	flags.IntVar(&opt.memory, "memory", 6144, "a machine's memory in MB")
-	flags.DurationVar(&opt.limit, "limit", time.Hour, "how long one machine may run")
-	flags.StringVar(&opt.tests, "tests", "", "only tests with these names, as for go test -run")
+	flags.DurationVar(&opt.limit, "limit", 3*time.Hour, "how long one machine may run")
+	flags.StringVar(&opt.tests, "tests", "", "these tests, as for go test -run, of each suite on each boot")
+	flags.BoolVar(&opt.all, "all", false, "all tests of all suites on each boot, which takes hours where they are emulated")
 	boots := flags.String("boots", "plain,systemd", "what to boot, separated by commas")
 	suites := flags.String("run", ".", "only suites with names that match")
 	if err := flags.Parse(args); err != nil {

@@ -21,7 +21,7 @@ const patience = 20
 
 // payloadImage makes a disk in dir with the programs under test, the tests, the
 // sources whose files they read, and the list of what to run.
-func payloadImage(ctx context.Context, opt options, suites []suite, dir string) (string, error) {
+func payloadImage(ctx context.Context, opt options, jobs []job, dir string) (string, error) {
 	stage := filepath.Join(dir, "payload")
 	if err := os.MkdirAll(filepath.Join(stage, "tests"), 0o755); err != nil {
 		return "", err
@@ -35,15 +35,11 @@ func payloadImage(ctx context.Context, opt options, suites []suite, dir string) 
 		factor, limit = patience, suiteLimit*patience/2
 	}
 	var list strings.Builder
-	for _, s := range suites {
-		if err := compile(ctx, opt.source, s, filepath.Join(stage, "tests", s.name)); err != nil {
+	for _, s := range jobs {
+		if err := compile(ctx, opt.source, s.pkg, filepath.Join(stage, "tests", s.name)); err != nil {
 			return "", err
 		}
-		fmt.Fprintf(&list, "%s %s %d", s.name, s.pkg, int(limit.Seconds()))
-		if opt.tests != "" {
-			fmt.Fprintf(&list, " -test.run %s", opt.tests)
-		}
-		list.WriteString("\n")
+		fmt.Fprintf(&list, "%s %s %d %s\n", s.name, s.pkg, int(limit.Seconds()), s.run)
 	}
 	for _, f := range []struct {
 		name string
@@ -70,11 +66,11 @@ func payloadImage(ctx context.Context, opt options, suites []suite, dir string) 
 }
 
 // compile makes a package's tests into a program.
-func compile(ctx context.Context, source string, s suite, to string) error {
-	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-ldflags=-s -w", "-o", to, "./"+s.pkg)
+func compile(ctx context.Context, source, pkg, to string) error {
+	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-ldflags=-s -w", "-o", to, "./"+pkg)
 	cmd.Dir, cmd.Stderr = source, os.Stderr
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("compile the tests of %s: %w", s.pkg, err)
+		return fmt.Errorf("compile the tests of %s: %w", pkg, err)
 	}
 	return nil
 }

@@ -176,7 +176,7 @@ func (r *result) print(w io.Writer) {
 }
 
 // failures names the suites that did not pass: a suite that said nothing, too.
-func (r *result) failures(boot string, want []suite) []string {
+func (r *result) failures(boot string, want []job) []string {
 	var list []string
 	for _, w := range want {
 		ok := false

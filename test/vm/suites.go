@@ -1,7 +1,5 @@
 package main
 
-import "regexp"
-
 // The two ways a machine is booted: with guest/boot itself as its init, and
 // with systemd, which starts guest/boot as a service.
 const (
@@ -11,34 +9,47 @@ const (
 
 var allBoots = []string{bootPlain, bootSystemd}
 
-// suite is one package's tests, run on one machine.
+// suite is one package's tests.
 type suite struct {
-	name  string
-	pkg   string   // relative to the module
-	boots []string // where it runs
+	name string
+	pkg  string // relative to the module
+	// tests are those that run on each boot, as for go test -run; with -all, all
+	// run on both.
+	tests map[string]string
 }
 
 // suites are those where the kind of cgroups, systemd or the kernel can matter.
 // The packages that link Kubernetes in are tested through the programs, in e2e.
 var suites = []suite{
-	{"cgroups", "internal/cgroups", allBoots},
-	{"runner", "internal/engine/runner", allBoots},
-	{"store", "internal/engine/store", []string{bootPlain}},
-	{"network", "internal/engine/network", []string{bootPlain}},
-	{"engine", "internal/engine", allBoots},
-	{"cri", "internal/engine/cri", []string{bootPlain}},
-	{"dockerapi", "internal/dockerapi", []string{bootPlain}},
-	{"e2e", "test/e2e", allBoots},
+	{"cgroups", "internal/cgroups", map[string]string{bootPlain: ".", bootSystemd: "."}},
+	{"runner", "internal/engine/runner", map[string]string{bootPlain: ".", bootSystemd: "."}},
+	{"store", "internal/engine/store", map[string]string{bootPlain: "."}},
+	{"network", "internal/engine/network", map[string]string{bootPlain: "."}},
+	{"engine", "internal/engine", map[string]string{bootPlain: ".", bootSystemd: "."}},
+	{"cri", "internal/engine/cri", nil},
+	{"dockerapi", "internal/dockerapi", nil},
+	{"e2e", "test/e2e", map[string]string{bootPlain: "Scripts/(docker|crash|up-down|cgroup2)$", bootSystemd: "Scripts/(systemd|pods|build|cgroup2)$"}},
 }
 
-// suitesOf are the suites of a boot whose names match.
-func suitesOf(boot string, match *regexp.Regexp) []suite {
-	var list []suite
+// job is a suite on one boot.
+type job struct {
+	suite
+	run string // as for go test -run
+}
+
+// jobs are what a boot runs of the suites whose names match.
+func (o options) jobs(boot string) []job {
+	var list []job
 	for _, s := range suites {
-		for _, b := range s.boots {
-			if b == boot && match.MatchString(s.name) {
-				list = append(list, s)
-			}
+		j := job{s, s.tests[boot]}
+		if o.all {
+			j.run = "."
+		}
+		if o.tests != "" {
+			j.run = o.tests
+		}
+		if j.run != "" && o.run.MatchString(s.name) {
+			list = append(list, j)
 		}
 	}
 	return list

@@ -60,6 +60,9 @@ func containerSpec(c *runtimeapi.ContainerConfig) (engine.ContainerSpec, error) 
 	if spec.Security, err = security(sec); err != nil {
 		return spec, fmt.Errorf("container %s: %w", spec.Name, err)
 	}
+	if spec.Security.Privileged { // sees the machine's cgroups, as in other runtimes: agents in pods rely on it
+		spec.CgroupNS = engine.ModeHost
+	}
 	return spec, nil
 }
 

@@ -71,7 +71,7 @@ func TestCreateNetworkRefuses(t *testing.T) {
 	if got := n.Definitions(); len(got) != 1 {
 		t.Errorf("made all the same: %+v", got)
 	}
-	links, err := netlink.LinkList()
+	links, err := dump(netlink.LinkList)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -105,7 +105,7 @@ func start(t testing.TB, o Options) *Network {
 // checkClean reports whatever a torn-down network has left.
 func checkClean(t testing.TB, o Options) {
 	t.Helper()
-	links, err := netlink.LinkList()
+	links, err := dump(netlink.LinkList)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -113,6 +113,7 @@ func (e *Engine) RunPod(ctx context.Context, spec PodSpec) (Pod, error) {
 // host port: those come with the start of its first container, which
 // StopWhenIdle must be set for, or with StartPod.
 func (e *Engine) CreatePod(_ context.Context, spec PodSpec) (Pod, error) {
+	e.moves.Expect() // of its container, which is often started right away
 	if err := e.giveUsers(&spec); err != nil {
 		return Pod{}, fmt.Errorf("create pod %s: %w", spec.Name, err)
 	}

@@ -28,7 +28,7 @@ var layers = []layer{
 	{"cmd/ferry-init", "initproc"},
 
 	// The command line is a client like any other; the composition root knows every part.
-	{"cli", "build/buildclient cgroups config fault instance kube/kubeconfig term"},
+	{"cli", "build/buildclient cgroups cli/dockercontext config fault instance kube/kubeconfig term"},
 	{"app", "build cgroups config dockerapi dockerconfig engine engine/cri engine/network engine/store fault instance kube lifecycle logfile registry"},
 
 	// What others speak to us: the Docker API, BuildKit, Kubernetes, CRI, an OCI registry.
@@ -38,6 +38,7 @@ var layers = []layer{
 	{"dockerapi/supervise", "fault"},
 	{"dockerapi/volume", "fault"},
 	{"build", "engine engine/store fault"},
+	{"cli/dockercontext", "fault"},
 	{"build/buildclient", "fault"},
 	{"build/dockerfile", "fault"},
 	{"kube", "fault"},

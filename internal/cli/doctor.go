@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/cgroups"
+	"github.com/ferryos/ferry/internal/cli/dockercontext"
 	"github.com/ferryos/ferry/internal/config"
 	"github.com/ferryos/ferry/internal/kube/kubeconfig"
 	"github.com/ferryos/ferry/internal/term"
@@ -94,7 +95,7 @@ func (e *env) showDiagnosis(d diagnosis) error {
 	return e.term.Rows(nil, rows)
 }
 
-// changes asks the daemon's program, which keeps account of them, and adds the context.
+// changes asks the daemon's program, which keeps account of them, and adds the contexts.
 func (e *env) changes(ctx context.Context, cfg config.Config) []change {
 	list := []change{}
 	out, err := exec.CommandContext(ctx, filepath.Join(cfg.LibexecDir, "ferryd"), "changes").Output()
@@ -103,6 +104,9 @@ func (e *env) changes(ctx context.Context, cfg config.Config) []change {
 	}
 	if path, err := kubeconfig.Path(e.getenv); err == nil && kubeconfig.Has(path, cfg.API.Context) {
 		list = append(list, change{Kind: "kubeconfig", Name: "context " + cfg.API.Context + " in " + path})
+	}
+	if dir, err := dockercontext.Dir(e.getenv); err == nil && dockercontext.Has(dir, cfg.API.Context) {
+		list = append(list, change{Kind: "docker", Name: "context " + cfg.API.Context + " in " + dir})
 	}
 	return list
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ferryos/ferry/internal/cli/dockercontext"
 	"github.com/ferryos/ferry/internal/config"
 	"github.com/ferryos/ferry/internal/fault"
 	"github.com/ferryos/ferry/internal/instance"
@@ -60,7 +61,8 @@ func (e *env) upCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "up", Short: "Start the platform and wait until it is ready", Args: noArgs,
 		Long: "Starts ferryd in the background, shows its progress, and returns when pods and containers can be run.\n" +
-			"Adds the context of its cluster to your kubeconfig. Where Ferry runs already, nothing changes.",
+			"Adds the context of its cluster to your kubeconfig, and one of the docker command. Where Ferry runs\n" +
+			"already, nothing else changes.",
 		Example: "  ferry up",
 		RunE:    interruptible(func(ctx context.Context, _ []string) error { return e.runUp(ctx) }),
 	}
@@ -85,6 +87,16 @@ func (e *env) runUp(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := e.addContexts(cfg); err != nil {
+		return err
+	}
+	e.term.Notef("kubectl --context %s, docker --context %[1]s and ferry are ready to use", cfg.API.Context)
+	return nil
+}
+
+// addContexts tells kubectl and docker where Ferry is. A context of docker's
+// that somebody else has made stays.
+func (e *env) addContexts(cfg config.Config) error {
 	path, err := kubeconfig.Path(e.getenv)
 	if err != nil {
 		return err
@@ -92,8 +104,26 @@ func (e *env) runUp(ctx context.Context) error {
 	if err := kubeconfig.Merge(path, cfg.API.Context, cfg.AdminKubeconfig()); err != nil {
 		return err
 	}
-	e.term.Notef("kubectl --context %s and ferry are ready to use", cfg.API.Context)
+	dir, err := dockercontext.Dir(e.getenv)
+	if err != nil {
+		return nil // who has no home has no contexts of docker's
+	}
+	if err := dockercontext.Add(dir, cfg.API.Context, cfg.DockerSocket()); err != nil {
+		e.term.Notef("warning: %v", err)
+	}
 	return nil
+}
+
+func (e *env) removeContexts(cfg config.Config) error {
+	path, err := kubeconfig.Path(e.getenv)
+	if err != nil {
+		return err
+	}
+	err = kubeconfig.Remove(path, cfg.API.Context)
+	if dir, dirErr := dockercontext.Dir(e.getenv); dirErr == nil { // else there is none
+		err = errors.Join(err, dockercontext.Remove(dir, cfg.API.Context))
+	}
+	return err
 }
 
 // launch starts the daemon and follows its progress until it is ready.
@@ -244,7 +274,7 @@ func (e *env) downCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "down", Short: "Stop the platform and put the machine back", Args: noArgs,
 		Long: "Stops ferryd, all pods and containers, and undoes what Ferry changed on the machine: bridge, firewall\n" +
-			"tables, kernel settings, the context in your kubeconfig. Images, volumes, stopped containers and the\n" +
+			"tables, kernel settings, the contexts of kubectl and docker. Images, volumes, stopped containers and the\n" +
 			"cluster's objects are kept: `ferry up` brings them back.",
 		Example: "  ferry down",
 		RunE:    interruptible(func(ctx context.Context, _ []string) error { return e.runDown(ctx) }),
@@ -282,11 +312,7 @@ func (e *env) runDown(ctx context.Context) error {
 			Hint("%s", orElse(hint, "run `ferry down` again; `ferry doctor` lists what is left"))
 	}
 	progress.Done("containers and network", time.Since(begin).Round(time.Millisecond).String())
-	path, err := kubeconfig.Path(e.getenv)
-	if err != nil {
-		return err
-	}
-	return kubeconfig.Remove(path, cfg.API.Context)
+	return e.removeContexts(cfg)
 }
 
 // spoken is the error and the hint that ferryd ended with, without the log before.

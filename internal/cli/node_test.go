@@ -113,7 +113,7 @@ func TestStatus(t *testing.T) {
 		t.Errorf("ready: %d, %+v", code, st)
 	}
 	ferry(t, "status").wants(t, 0, `(?s)ferry +ready\ndaemon +version 0.0.0-test, process 42, since .*\nrunning +1 containers, 1 pods\nimages +1\n.*`, "")
-	ferry(t, "up").wants(t, 0, "", `Ferry is up already \(process 42\)\nkubectl --context ferry and ferry are ready`)
+	ferry(t, "up").wants(t, 0, "", `Ferry is up already \(process 42\)\nkubectl --context ferry, docker --context ferry and ferry are ready`)
 	if data, err := os.ReadFile(filepath.Join(m.Dir(), "kubeconfig")); err != nil || !strings.Contains(string(data), "current-context: ferry") {
 		t.Errorf("kubeconfig: %s, %v", data, err)
 	}

@@ -37,6 +37,10 @@ type container struct {
 	exited chan struct{}
 	exit   runner.Exit
 
+	// limiting is held while limits change and, to read, while an exec starts:
+	// libcontainer refuses that while the limits leave out the devices.
+	limiting sync.RWMutex
+
 	mu        sync.Mutex
 	startedAt time.Time // zero until start
 	paused    bool
@@ -262,9 +266,12 @@ func (c *container) pause(freeze bool) error {
 
 // update changes the limits that are given and keeps the others.
 func (c *container) update(l specs.LinuxResources) error {
+	c.limiting.Lock()
+	defer c.limiting.Unlock()
 	config := c.ctr.Config()
 	limits := *config.Cgroups.Resources
 	limits.SkipDevices = true // they stay as they are; on v2 they would be a new program in the kernel each time
+	defer func() { limits.SkipDevices = false }()
 	if l.Memory != nil {
 		set(&limits.Memory, l.Memory.Limit)
 		set(&limits.MemorySwap, l.Memory.Swap)

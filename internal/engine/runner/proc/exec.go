@@ -71,7 +71,10 @@ func (c *container) startExec(conn *runner.Conn, r runner.ExecRequest) (*process
 	c.mu.Unlock()
 	p.started = func() { _ = conn.Write(runner.FrameStarted, nil) } // the command runs also for a caller that is gone
 	p.out.attach(conn)
-	if err := p.start(c.ctr); err != nil {
+	c.limiting.RLock()
+	err = p.start(c.ctr)
+	c.limiting.RUnlock()
+	if err != nil {
 		c.mu.Lock()
 		delete(c.execs, r.ExecID)
 		c.mu.Unlock()

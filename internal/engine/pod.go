@@ -31,6 +31,8 @@ type podRecord struct {
 type pod struct {
 	id string
 	op sync.Mutex
+	// released is set while the pod is known to hold nothing of the machine; op guards it.
+	released bool
 
 	mu     sync.Mutex
 	rec    podRecord
@@ -153,6 +155,7 @@ func (e *Engine) StartPod(ctx context.Context, id string) error {
 // startPod brings p up and records it, or leaves nothing of it running. p.op is held.
 func (e *Engine) startPod(ctx context.Context, p *pod) (err error) {
 	e.moves.Expect() // of its first container
+	p.released = false
 	pod := p.snapshot()
 	defer func() {
 		if err != nil {
@@ -240,6 +243,9 @@ func (e *Engine) stopPod(ctx context.Context, p *pod) error {
 		e.runnerLost(ctx, p)
 		return nil
 	}
+	if p.released && p.snapshot().State != PodReady {
+		return nil // as of an idle one that is removed now
+	}
 	for _, c := range e.containersOf(id) {
 		if err := e.killContainer(ctx, c); err != nil {
 			return fmt.Errorf("stop pod %s: %w", id, err)
@@ -319,7 +325,9 @@ func (e *Engine) releasePod(ctx context.Context, p *pod) error {
 		errs = append(errs, e.opt.Network.Detach(ctx, pod.ID))
 	}
 	errs = append(errs, e.removePodFiles(pod))
-	return errors.Join(errs...)
+	err := errors.Join(errs...)
+	p.released = err == nil
+	return err
 }
 
 // RemovePod stops the pod and removes it and its containers. Idempotent.

@@ -103,16 +103,17 @@ func (s *Server) routes() map[string]handlerFunc {
 // swarmParts are what the paths of Docker's Swarm begin with.
 var swarmParts = []string{"swarm", "nodes", "services", "tasks", "secrets", "configs"}
 
-// notServed answers what is no route.
+// notServed answers what is no route. "not supported" is what the docker command
+// looks for when it inspects objects of every kind.
 func notServed(_ http.ResponseWriter, r *http.Request) error {
 	part, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	switch {
 	case slices.Contains(swarmParts, part):
-		return fault.New(fault.Unsupported, "Ferry has no Swarm: %s %s", r.Method, r.URL.Path).Hint("it is a Kubernetes node: use `kubectl --context ferry`")
+		return fault.New(fault.Unsupported, "Swarm is not supported: %s %s", r.Method, r.URL.Path).Hint("it is a Kubernetes node: use `kubectl --context ferry`")
 	case part == "plugins":
-		return fault.New(fault.Unsupported, "Ferry has no plugins: %s %s", r.Method, r.URL.Path).Hint("volumes have the driver local, networks the driver bridge")
+		return fault.New(fault.Unsupported, "plugins are not supported: %s %s", r.Method, r.URL.Path).Hint("volumes have the driver local, networks the driver bridge")
 	case strings.Contains(r.URL.Path, "/checkpoints"):
-		return fault.New(fault.Unsupported, "Ferry takes no checkpoints of containers: %s %s", r.Method, r.URL.Path)
+		return fault.New(fault.Unsupported, "checkpoints are not supported: %s %s", r.Method, r.URL.Path)
 	}
 	return fault.New(fault.NotFound, "Ferry does not serve %s %s", r.Method, r.URL.Path).
 		Hint("docs/reference/docker-api.md lists the routes of the Docker API that are served")

@@ -64,10 +64,10 @@ func TestRoutes(t *testing.T) {
 		says         string
 	}{
 		{"GET", "/nothing", 404, "does not serve GET /nothing"},
-		{"POST", "/v1.51/swarm/init", 501, "has no Swarm"},
-		{"GET", "/v1.51/services", 501, "has no Swarm"},
-		{"GET", "/v1.51/plugins", 501, "has no plugins"},
-		{"POST", "/v1.51/containers/x/checkpoints", 501, "no checkpoints"},
+		{"POST", "/v1.51/swarm/init", 501, "Swarm is not supported"},
+		{"GET", "/v1.51/services", 501, "Swarm is not supported"},
+		{"GET", "/v1.51/plugins", 501, "plugins are not supported"},
+		{"POST", "/v1.51/containers/x/checkpoints", 501, "checkpoints are not supported"},
 		{"PUT", "/v1.51/containers/json", 404, "does not serve PUT"},
 		{"GET", "/v1.51/images/search?term=x", 501, "searching"},
 		{"GET", "/v1.51/system/df?type=odd", 400, "unknown object type: odd"},

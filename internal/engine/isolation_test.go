@@ -4,7 +4,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -14,6 +13,7 @@ import (
 	"github.com/ferryos/ferry/internal/cgroups"
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/engine/enginetest"
+	"github.com/ferryos/ferry/internal/engine/runner/runnertest"
 )
 
 var update = flag.Bool("update", false, "write testdata/isolation")
@@ -22,11 +22,14 @@ var update = flag.Bool("update", false, "write testdata/isolation")
 // what it finds with testdata/isolation, which a person has looked at.
 func TestIsolation(t *testing.T) {
 	m := enginetest.New(t)
+	// Where containers of any user reach it.
 	probe := filepath.Join(m.Dir(), "probe")
-	build := exec.Command("go", "build", "-o", probe, "./testdata/probe")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build the probe: %v\n%s", err, out)
+	data, err := os.ReadFile(runnertest.Program(t, "testdata/probe"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(probe, data, 0o755); err != nil {
+		t.Fatal(err)
 	}
 	private := engine.PodSpec{PID: engine.ModeContainer}
 	for name, c := range map[string]struct {

@@ -53,6 +53,9 @@ func payloadImage(ctx context.Context, opt options, jobs []job, dir string) (str
 	if err := copySources(ctx, opt, filepath.Join(stage, "src")); err != nil {
 		return "", err
 	}
+	if err := addPrograms(ctx, opt, filepath.Join(stage, "programs")); err != nil {
+		return "", err
+	}
 	if opt.clients != "" {
 		if err := copyDir(opt.clients, filepath.Join(stage, "clients")); err != nil {
 			return "", err
@@ -71,6 +74,19 @@ func compile(ctx context.Context, source, pkg, to string) error {
 	cmd.Dir, cmd.Stderr = source, os.Stderr
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("compile the tests of %s: %w", pkg, err)
+	}
+	return nil
+}
+
+// addPrograms adds what runnertest would build.
+func addPrograms(ctx context.Context, opt options, to string) error {
+	if err := copyFile(filepath.Join(opt.bin, "ferry-runner"), filepath.Join(to, "ferry-runner")); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(to, "probe"), "./internal/engine/testdata/probe")
+	cmd.Dir, cmd.Stderr, cmd.Env = opt.source, os.Stderr, append(os.Environ(), "CGO_ENABLED=0")
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("build the probe: %w", err)
 	}
 	return nil
 }

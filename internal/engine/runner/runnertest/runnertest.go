@@ -18,12 +18,13 @@ const (
 		`-Wl,--wrap=seccomp_rule_add_array,--wrap=seccomp_rule_add_exact_array,--wrap=seccomp_export_bpf"`
 )
 
-// runnerEnv names a ferry-runner that is built already, for a machine without Go.
-const runnerEnv = "FERRY_TEST_RUNNER"
+// programsEnv names a directory with what Build and Program would build, for a
+// machine without Go.
+const programsEnv = "FERRY_TEST_PROGRAMS"
 
 var build = sync.OnceValues(func() (string, error) {
-	if path := os.Getenv(runnerEnv); path != "" {
-		return path, nil
+	if dir := os.Getenv(programsEnv); dir != "" {
+		return filepath.Join(dir, "ferry-runner"), nil
 	}
 	dir, err := os.MkdirTemp("", "ferry-runner-")
 	if err != nil {
@@ -61,9 +62,25 @@ func Init(tb testing.TB) string {
 	return filepath.Join(filepath.Dir(Build(tb)), "ferry-init")
 }
 
+// Program builds the Go program, static, in a directory of the package under
+// test, testdata/x, and returns where it is.
+func Program(tb testing.TB, source string) string {
+	tb.Helper()
+	if dir := os.Getenv(programsEnv); dir != "" {
+		return filepath.Join(dir, filepath.Base(source))
+	}
+	path := filepath.Join(tb.TempDir(), filepath.Base(source))
+	build := exec.Command("go", "build", "-o", path, "./"+source)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		tb.Fatalf("build %s: %v\n%s", source, err, out)
+	}
+	return path
+}
+
 // Clean removes what Build built.
 func Clean() {
-	if os.Getenv(runnerEnv) != "" {
+	if os.Getenv(programsEnv) != "" {
 		return
 	}
 	if path, err := build(); err == nil {

@@ -103,6 +103,13 @@ func (e *Engine) agree(rec *podRecord) {
 	}
 	rec.Pod.take(a)
 	on := rec.Pod.Spec.OnNetworks()
+	is := func(s network.EndpointSpec) bool {
+		return slices.ContainsFunc(a.Endpoints, func(ep network.Endpoint) bool { return ep.Network == s.Network })
+	}
+	if i := slices.IndexFunc(on, func(s network.EndpointSpec) bool { return !is(s) }); i >= 0 {
+		on = slices.DeleteFunc(slices.Clone(on), func(s network.EndpointSpec) bool { return !is(s) })
+		rec.Pod.Spec.Networks = on
+	}
 	for _, ep := range a.Endpoints {
 		if !slices.ContainsFunc(on, func(s network.EndpointSpec) bool { return s.Network == ep.Network }) {
 			on = slices.Concat(on, []network.EndpointSpec{ep.EndpointSpec})

@@ -14,6 +14,7 @@ import (
 
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/engine/enginetest"
+	"github.com/ferryos/ferry/internal/engine/network"
 	"github.com/ferryos/ferry/internal/engine/runner"
 	"github.com/ferryos/ferry/internal/engine/runner/runnertest"
 	"github.com/ferryos/ferry/internal/engine/store"
@@ -260,5 +261,41 @@ func TestSinglePods(t *testing.T) {
 	log, err := os.ReadFile(filepath.Join(m.Dir(), "log"))
 	if err != nil || !strings.Contains(string(log), c.ID[:12]) {
 		t.Errorf("its host name is not its ID: %q, %v", log, err)
+	}
+}
+
+// TestInterruptedNetworkChange: the daemon is killed after its network has taken
+// a pod off a network and before the record says so. The next start agrees.
+func TestInterruptedNetworkChange(t *testing.T) {
+	m := enginetest.New(t)
+	ctx := t.Context()
+	d, err := m.Network.CreateNetwork(ctx, network.Definition{Name: "app"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod, _ := m.Run(engine.ContainerSpec{Command: []string{"sleep", "1000"}})
+	if err := m.Connect(ctx, pod.ID, network.EndpointSpec{Network: d.ID}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Network.Disconnect(ctx, pod.ID, d.ID); err != nil {
+		t.Fatal(err)
+	}
+	m.Stop()
+	m.Start()
+	p, err := m.Pod(ctx, pod.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if on := p.Spec.OnNetworks(); len(on) != 1 || on[0].Network != network.DefaultNetwork {
+		t.Errorf("the pod's record has the networks %+v", on)
+	}
+	if err := m.Connect(ctx, pod.ID, network.EndpointSpec{Network: d.ID}); err != nil {
+		t.Errorf("connect again: %v", err)
+	}
+	if err := m.Disconnect(ctx, pod.ID, d.ID); err != nil {
+		t.Errorf("disconnect again: %v", err)
+	}
+	if err := m.Network.RemoveNetwork(ctx, d.ID); err != nil {
+		t.Error(err)
 	}
 }

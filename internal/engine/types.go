@@ -55,8 +55,8 @@ type PodSpec struct {
 	// names, the pod shares.
 	NetworkOf string `json:"networkOf,omitempty"`
 	// Networks are those a pod of ModePod is on: nil is the node's own alone, an
-	// empty list none. Connect and Disconnect change them. Links are for the
-	// node's own, which has no names.
+	// empty list none. Networks change by Connect, Disconnect and Rename. Links
+	// are for the node's own, which has no names.
 	Networks []network.EndpointSpec `json:"networks"`
 	Links    []Link                 `json:"links,omitempty"`
 	PID      NamespaceMode          `json:"pid,omitempty"`   // ModePod shares one among the containers, ModeContainer, ModeHost

@@ -32,7 +32,14 @@ func (n *Network) Attach(ctx context.Context, id string, o AttachOptions) (Attac
 	if !n.claim(id) {
 		return Attachment{}, fault.New(fault.Conflict, "attach %s: it is attached already", id)
 	}
-	a, err := n.attach(ctx, id, ports, o)
+	a := &attached{Attachment: Attachment{ID: id, Ports: ports, Servers: o.Servers}}
+	defer func() { // once it is stored, or is not to be
+		for _, joined := range a.joined {
+			joined()
+		}
+		a.joined = nil
+	}()
+	err = n.attach(ctx, a, o)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if err != nil {
@@ -75,27 +82,25 @@ func checkAttach(id string, o AttachOptions) ([]PortMapping, error) {
 	return ports, nil
 }
 
-func (n *Network) attach(ctx context.Context, id string, ports []PortMapping, o AttachOptions) (a *attached, err error) {
+func (n *Network) attach(ctx context.Context, a *attached, o AttachOptions) (err error) {
 	// First what fails most often and costs least.
-	held, err := reserve(ports)
-	if err != nil {
-		return nil, err
+	if a.ports, err = reserve(a.Ports); err != nil {
+		return err
 	}
-	a = &attached{ports: held, Attachment: Attachment{ID: id, Ports: ports, Servers: o.Servers}}
 	if err = n.place(ctx, a, o); err == nil {
 		err = n.commit(a, o.Sysctls)
 	}
 	if err != nil {
-		held.close()
+		a.ports.close()
 		if a.resolver != nil {
 			a.resolver.Close()
 		}
 		if a.slot.path != "" {
 			n.doom(a)
 		}
-		return nil, errors.Join(err, n.leases.remove(id))
+		return errors.Join(err, n.leases.remove(a.ID))
 	}
-	return a, nil
+	return nil
 }
 
 // place gives an attachment its namespace and its endpoints. On failure a has
@@ -159,7 +164,7 @@ func (n *Network) connectAll(inside *netlink.Handle, a *attached, networks []End
 		err = n.join(inside, a.slot.path, s, &e)
 		// Known to a even after a failure, for what was made must be taken away.
 		a.setEndpoints(slices.Concat(a.Endpoints, []Endpoint{e}))
-		defer joined()
+		a.joined = append(a.joined, joined)
 		if err != nil {
 			return err
 		}

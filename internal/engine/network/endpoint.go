@@ -221,15 +221,13 @@ func outward(endpoints []Endpoint) (e Endpoint, ok bool) {
 func setDefaultRoute(inside *netlink.Handle, endpoints []Endpoint) error {
 	e, ok := outward(endpoints)
 	if !ok {
-		routes, err := dump(func() ([]netlink.Route, error) { return inside.RouteList(nil, netlink.FAMILY_V4) })
+		routes, err := defaultRoutes(inside)
 		if err != nil {
-			return fmt.Errorf("list routes: %w", err)
+			return err
 		}
 		for _, r := range routes {
-			if p, ok := prefix(r.Dst); !ok || p.Bits() == 0 {
-				if err := inside.RouteDel(&r); err != nil {
-					return fmt.Errorf("delete the default route: %w", err)
-				}
+			if err := inside.RouteDel(&r); err != nil {
+				return fmt.Errorf("delete the default route: %w", err)
 			}
 		}
 		return nil
@@ -242,6 +240,27 @@ func setDefaultRoute(inside *netlink.Handle, endpoints []Endpoint) error {
 		return fmt.Errorf("set the default route: %w", err)
 	}
 	return nil
+}
+
+// restoreDefaultRoute sets the default route where there is none. Another one
+// is right, or the container's own.
+func restoreDefaultRoute(inside *netlink.Handle, endpoints []Endpoint) error {
+	routes, err := defaultRoutes(inside)
+	if err != nil || len(routes) > 0 {
+		return err
+	}
+	return setDefaultRoute(inside, endpoints)
+}
+
+func defaultRoutes(inside *netlink.Handle) ([]netlink.Route, error) {
+	routes, err := dump(func() ([]netlink.Route, error) { return inside.RouteList(nil, netlink.FAMILY_V4) })
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	return slices.DeleteFunc(routes, func(r netlink.Route) bool {
+		p, ok := prefix(r.Dst)
+		return ok && p.Bits() > 0
+	}), nil
 }
 
 // inNetnsHandle runs f on a thread inside the namespace at path, with a netlink

@@ -245,12 +245,13 @@ func (n *Network) deleteLink(name string) error {
 }
 
 // removeStrays removes every namespace and interface of ours that no lease
-// holds: the unused pool of a process that was killed.
-func (n *Network) removeStrays(keep map[string]bool) error {
+// holds: the unused pool of a process that was killed, and what it was making.
+// cut says that one went which a container's default route may have led through.
+func (n *Network) removeStrays(keep map[string]bool) (cut bool, err error) {
 	var errs []error
 	entries, err := os.ReadDir(n.o.NetnsDir)
 	if err != nil && !os.IsNotExist(err) {
-		return fmt.Errorf("list network namespaces: %w", err)
+		return false, fmt.Errorf("list network namespaces: %w", err)
 	}
 	for _, e := range entries {
 		s := slotAt(filepath.Join(n.o.NetnsDir, e.Name()))
@@ -266,7 +267,7 @@ func (n *Network) removeStrays(keep map[string]bool) error {
 	}
 	links, err := dump(n.nl.LinkList)
 	if err != nil {
-		return fmt.Errorf("list interfaces: %w", err)
+		return false, fmt.Errorf("list interfaces: %w", err)
 	}
 	bridges := map[int]bool{}
 	n.mu.Lock()
@@ -278,10 +279,11 @@ func (n *Network) removeStrays(keep map[string]bool) error {
 	n.mu.Unlock()
 	for _, l := range links {
 		if name := l.Attrs().Name; isPort(l, bridges) && !keep[name] {
+			cut = true
 			errs = append(errs, n.deleteLink(name))
 		}
 	}
-	return errors.Join(errs...)
+	return cut, errors.Join(errs...)
 }
 
 // rejoin puts the host's end of a living container back on its network's

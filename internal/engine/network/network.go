@@ -136,7 +136,9 @@ type Network struct {
 
 	defining sync.Mutex // one network is made or removed at a time; taken before mu
 
-	mu       sync.Mutex // nothing that waits is called while it is held
+	// Nothing that waits is called while mu is held, but at the start, when
+	// nobody else is there.
+	mu       sync.Mutex
 	attached map[string]*attached
 	segments map[string]*segment // by ID; the node's own network too
 }
@@ -148,6 +150,7 @@ type attached struct {
 	slot     slot
 	ports    reservation
 	resolver *names.Server // nil until it is on a network that has names
+	joined   []func()      // what keeps its networks until it is known itself
 }
 
 // New validates the options and returns a Network that does nothing yet.

@@ -192,7 +192,8 @@ func (n *Network) takeOver(living []Attachment) error {
 			keep[linkName(e.Address.Addr())] = true
 		}
 	}
-	if err := n.removeStrays(keep); err != nil {
+	cut, err := n.removeStrays(keep)
+	if err != nil {
 		return err
 	}
 	n.mu.Lock()
@@ -206,6 +207,9 @@ func (n *Network) takeOver(living []Attachment) error {
 		n.attached[a.ID] = at
 		if err := n.rejoinAll(a); err != nil {
 			return err
+		}
+		if cut || at.named() {
+			n.rerouteLost(a)
 		}
 		// Someone may have taken a port while no process of ours held it; the
 		// redirection is still there and wins.
@@ -236,6 +240,15 @@ func (n *Network) rejoinAll(a Attachment) error {
 		}
 	}
 	return nil
+}
+
+// rerouteLost gives a container its default route again whose way out went: an
+// earlier run ended between a change of its networks and that of the route.
+func (n *Network) rerouteLost(a Attachment) {
+	err := inNetnsHandle(a.NetnsPath, func(inside *netlink.Handle) error { return restoreDefaultRoute(inside, a.Endpoints) })
+	if err != nil { // as with an interface that is lost
+		n.o.Log.Warn("container has no default route", "id", a.ID, "err", err)
+	}
 }
 
 // startResolvers answers names again for the containers of an earlier run.

@@ -57,7 +57,8 @@ func (n *Network) removeBridges() error {
 	for _, d := range defined {
 		list = append(list, d.Bridge)
 	}
-	errs := []error{n.removeStrays(nil)} // namespaces
+	_, err = n.removeStrays(nil) // namespaces
+	errs := []error{err}
 	for _, name := range list {
 		errs = append(errs, n.dropBridge(name))
 	}

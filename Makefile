@@ -31,7 +31,7 @@ RACE := ./internal/lifecycle ./internal/term ./internal/engine/crilog ./internal
 .PHONY: help build deps demo kubectl clients test lint unit race e2e chaos conformance-cri test-vm bench clean install
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 build: deps ## build everything into bin/
 	@mkdir -p $(BIN)/images

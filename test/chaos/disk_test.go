@@ -44,6 +44,9 @@ func TestDiskFull(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if _, err := f.create(ctx, "made", "exit 3"); err != nil {
+		t.Fatal(err)
+	}
 	until(t, "both to write", func() error { return f.says(ctx, "tick 3\n", "ticking", "waiting") })
 	fill := filepath.Join(f.DataDir, "fill")
 	filled := fillDisk(t, fill)
@@ -55,10 +58,14 @@ func TestDiskFull(t *testing.T) {
 	}
 	until(t, "the exit of one on a full disk", func() error { return f.exited(ctx, "waiting", 9) })
 	// Nothing new can be made, which is said, and the daemon is none the worse for it.
-	if _, err := f.start(ctx, "new", "true"); err == nil {
-		t.Log("a container could be made on a full disk")
-	} else if !strings.Contains(err.Error(), "no space left") {
-		t.Errorf("a container on a full disk: %v", err)
+	// What had room all the same has run to its end.
+	_, err := f.start(ctx, "new", "exit 4")
+	f.startedOrFull(ctx, "new", 4, err)
+	_, err = f.ContainerStart(ctx, "made", client.ContainerStartOptions{})
+	f.startedOrFull(ctx, "made", 3, err)
+	list, err := f.ContainerList(ctx, client.ContainerListOptions{All: true})
+	if err != nil || len(list.Items) < 3 {
+		t.Errorf("containers on a full disk: %d, %v", len(list.Items), err)
 	}
 	if out, code, err := f.exec(ctx, "ticking", "echo", "well"); err != nil || code != 0 || out != "well\n" {
 		t.Errorf("exec on a full disk: %q, %d, %v", out, code, err)
@@ -73,6 +80,10 @@ func TestDiskFull(t *testing.T) {
 	if err := f.exited(ctx, "waiting", 9); err != nil {
 		t.Errorf("after the daemon's end: %v", err)
 	}
+	if _, err := f.ContainerStart(ctx, "made", client.ContainerStartOptions{}); err != nil {
+		t.Errorf("start once there is room: %v", err)
+	}
+	until(t, "the exit of the one that was made before", func() error { return f.exited(ctx, "made", 3) })
 	// The other one has not noticed, and its log goes on.
 	was, err := f.logs(ctx, "ticking")
 	if err != nil {
@@ -89,7 +100,7 @@ func TestDiskFull(t *testing.T) {
 		t.Error(err)
 	}
 	until(t, "the exit of the other", func() error { return f.exited(ctx, "ticking", 5) })
-	for _, name := range []string{"ticking", "waiting", "new"} {
+	for _, name := range []string{"ticking", "waiting", "made", "new"} {
 		_ = f.discard(ctx, name) // new may not be there
 	}
 	if _, err := f.Run("ferry", "run", "--rm", "box", "true"); err != nil {
@@ -116,6 +127,22 @@ func fillDisk(t *testing.T, path string) (written int64) {
 		}
 	}
 	return written
+}
+
+// startedOrFull: a container was started on a full disk, which has failed because
+// of that and left it at rest, or it runs to its end.
+func (f *ferry) startedOrFull(ctx context.Context, name string, code int, err error) {
+	f.t.Helper()
+	if err == nil {
+		until(f.t, "the exit of "+name+" on a full disk", func() error { return f.exited(ctx, name, code) })
+		return
+	}
+	if !strings.Contains(err.Error(), "no space left") {
+		f.t.Errorf("start %s on a full disk: %v", name, err)
+	}
+	if s, err := f.state(ctx, name); err == nil && s.Running { // it may not be there
+		f.t.Errorf("%s runs, though its start has failed", name)
+	}
 }
 
 // says is an error unless the first container's log has the text, and the others' any.

@@ -27,8 +27,8 @@ import (
 
 var (
 	bin = flag.String("bin", "../../bin", "directory of the programs under test")
-	// clients is where scripts/clients has put Docker's plugins. Without it, as on
-	// the machines of test/vm, the scripts that need them are skipped.
+	// clients is where scripts/clients has put Docker's plugins. Without it the
+	// scripts that need them are skipped; `make e2e` and `make test-vm` give it.
 	clients = flag.String("clients", os.Getenv("FERRY_CLIENTS"), "directory of docker's plugins buildx and compose")
 )
 

@@ -53,7 +53,7 @@ type container struct {
 	early    *Container
 	unsaved  chan struct{} // closed once the exit is on disk; nil if it is, see keepExit
 	next     chan struct{}
-	removed  chan struct{} // closed once it is
+	removed  chan struct{} // closed once it is, under mu with its record
 
 	pod *pod
 }
@@ -87,6 +87,9 @@ func (s ContainerState) alive() bool { return s == StateRunning || s == StatePau
 func (e *Engine) setContainer(c *container, change func(*Container)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.isRemoved() { // or its record would be there again
+		return fault.New(fault.NotFound, "container %s was removed", c.rec.Container.ID)
+	}
 	change(&c.rec.Container)
 	return e.ctrs.save(c.rec.Container.ID, c.rec)
 }
@@ -292,21 +295,31 @@ func (e *Engine) startFailed(ctx context.Context, c *container, client *runner.C
 	case strings.Contains(msg, "permission denied"), strings.Contains(msg, "exec format error"), strings.Contains(msg, "is a directory"):
 		code = exitCannotRun
 	}
+	c.mu.Lock()
+	if c.rec.Container.State.alive() {
+		c.rec.Container.State = StateCreated // so that the exit that Delete brings about does not count
+	}
+	c.mu.Unlock()
 	err := client.Delete(ctx, c.snapshot().ID, true)
 	if fault.Is(err, fault.NotFound) {
 		err = nil
 	}
 	c.mu.Lock()
-	c.rec.Container.State = StateRunning // so that the exit below counts
 	c.starting, c.early = false, nil
-	select {
-	case <-c.placed:
-	default:
-		close(c.placed)
-	}
+	closeOnce(c.placed)
+	snapshot := e.recordExit(c, runner.Exit{Code: code, FinishedAt: time.Now(), Error: cause.Error()}, ReasonStartError)
 	c.mu.Unlock()
-	e.ended(c, runner.Exit{Code: code, FinishedAt: time.Now(), Error: cause.Error()}, ReasonStartError)
+	e.publish(EventExited, c.pod.snapshot(), &snapshot)
 	return err
+}
+
+// closeOnce closes a channel that may be closed already; what guards it is held.
+func closeOnce(ch chan struct{}) {
+	select {
+	case <-ch:
+	default:
+		close(ch)
+	}
 }
 
 // containerExited records an exit, once, and tells who waits.
@@ -324,18 +337,11 @@ func (e *Engine) containerExited(c *container, exit runner.Exit) {
 // ended is containerExited with the reason.
 func (e *Engine) ended(c *container, exit runner.Exit, reason string) {
 	c.mu.Lock()
-	s := &c.rec.Container
-	if !s.State.alive() {
+	if !c.rec.Container.State.alive() || c.isRemoved() {
 		c.mu.Unlock()
 		return
 	}
-	s.State, s.PID, s.ExitCode, s.FinishedAt, s.Message, s.Reason = StateExited, 0, exit.Code, exit.FinishedAt, exit.Error, reason
-	if err := e.ctrs.save(s.ID, c.rec); err != nil {
-		e.opt.Log.Error("record an exit", "container", s.ID, "error", err)
-		e.keepExit(c)
-	}
-	snapshot := *s
-	close(c.ended)
+	snapshot := e.recordExit(c, exit, reason)
 	starting := c.starting
 	if starting {
 		c.early = &snapshot
@@ -344,6 +350,19 @@ func (e *Engine) ended(c *container, exit runner.Exit, reason string) {
 	if !starting {
 		e.publish(EventExited, c.pod.snapshot(), &snapshot)
 	}
+}
+
+// recordExit makes c one that has exited, also where it had already, as of a
+// start that failed after that: how it failed says more. c.mu is held.
+func (e *Engine) recordExit(c *container, exit runner.Exit, reason string) Container {
+	s := &c.rec.Container
+	s.State, s.PID, s.ExitCode, s.FinishedAt, s.Message, s.Reason = StateExited, 0, exit.Code, exit.FinishedAt, exit.Error, reason
+	if err := e.ctrs.save(s.ID, c.rec); err != nil {
+		e.opt.Log.Error("record an exit", "container", s.ID, "error", err)
+		e.keepExit(c)
+	}
+	closeOnce(c.ended)
+	return *s
 }
 
 // runnerEvent takes up what a runner reports.
@@ -519,19 +538,26 @@ func (e *Engine) removeContainer(ctx context.Context, c *container, force bool) 
 	if err := e.opt.Store.RemoveRootfs(ctx, s.ID); err != nil {
 		return fmt.Errorf("remove container %s: %w", s.ID, err)
 	}
-	if err := e.ctrs.remove(s.ID); err != nil {
+	if err := e.forget(c); err != nil {
+		return err
+	}
+	e.publish(EventDeleted, c.pod.snapshot(), &s)
+	return nil
+}
+
+// forget removes a container's record, on disk and in memory, for good.
+func (e *Engine) forget(c *container) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	id := c.rec.Container.ID
+	if err := e.ctrs.remove(id); err != nil {
 		return err
 	}
 	e.mu.Lock()
-	delete(e.ctrByID, s.ID)
+	delete(e.ctrByID, id)
 	e.mu.Unlock()
-	c.mu.Lock()
-	if s.State != StateExited && c.rec.Container.State != StateExited {
-		close(c.ended)
-	}
+	closeOnce(c.ended)
 	close(c.removed)
-	c.mu.Unlock()
-	e.publish(EventDeleted, c.pod.snapshot(), &s)
 	return nil
 }
 

@@ -202,6 +202,7 @@ func (e *Engine) Signal(ctx context.Context, id string, sig syscall.Signal) erro
 
 // Pause freezes all processes of a container; Resume lets them go on.
 func (e *Engine) Pause(ctx context.Context, id string) error {
+	ctx = context.WithoutCancel(ctx) // a caller who leaves must not leave half a change
 	return e.onRunning(id, StateRunning, func(c *container, client *runner.Client) error {
 		if err := client.Pause(ctx, c.snapshot().ID); err != nil {
 			return err
@@ -231,7 +232,7 @@ func (e *Engine) onRunning(id string, state ContainerState, f func(*container, *
 
 // resume thaws a paused container; c.op is held.
 func (e *Engine) resume(ctx context.Context, c *container, client *runner.Client) error {
-	if err := client.Resume(ctx, c.snapshot().ID); err != nil {
+	if err := client.Resume(context.WithoutCancel(ctx), c.snapshot().ID); err != nil {
 		return err
 	}
 	return e.frozen(c, StatePaused, StateRunning, EventResumed)
@@ -253,6 +254,7 @@ func (e *Engine) frozen(c *container, from, to ContainerState, kind EventType) e
 
 // UpdateContainer changes a container's limits, at once if it runs.
 func (e *Engine) UpdateContainer(ctx context.Context, id string, r Resources) error {
+	ctx = context.WithoutCancel(ctx) // a caller who leaves must not leave half a change
 	c, err := e.findContainer(id)
 	if err != nil {
 		return err
@@ -260,6 +262,9 @@ func (e *Engine) UpdateContainer(ctx context.Context, id string, r Resources) er
 	c.op.Lock()
 	defer c.op.Unlock()
 	s := c.snapshot()
+	if c.isRemoved() {
+		return fault.New(fault.NotFound, "container %s was removed", s.ID)
+	}
 	if c.pod.unreachable() && s.State.alive() {
 		return c.pod.errNoAnswer()
 	}
@@ -292,9 +297,6 @@ func (e *Engine) AmendContainer(_ context.Context, id, name string, extra []byte
 	}
 	c.op.Lock()
 	defer c.op.Unlock()
-	if c.isRemoved() {
-		return fault.New(fault.NotFound, "container %s was removed", id)
-	}
 	return e.setContainer(c, func(s *Container) { s.Spec.Name, s.Spec.Extra = name, extra })
 }
 

@@ -134,6 +134,9 @@ func (e *Engine) changeNetworks(podID string, change func(Pod) (Pod, error)) err
 	p.op.Lock()
 	defer p.op.Unlock()
 	before := p.snapshot()
+	if p.removed {
+		return errPodRemoved(p)
+	}
 	if before.Spec.Network != ModePod {
 		return fault.New(fault.Conflict, "pod %s has no network of its own: its network is %q", before.ID, before.Spec.Network)
 	}

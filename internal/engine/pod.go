@@ -33,6 +33,8 @@ type pod struct {
 	op sync.Mutex
 	// released is set while the pod is known to hold nothing of the machine; op guards it.
 	released bool
+	// removed is set for good; op guards it.
+	removed bool
 
 	mu     sync.Mutex
 	rec    podRecord
@@ -70,6 +72,9 @@ func (p *pod) errNoAnswer() error {
 	return fault.New(fault.Unavailable, "the runner of pod %s does not answer", p.id).
 		Hint("it is tried again; removing the pod kills what runs in it, and the runner")
 }
+
+// errPodRemoved is what comes after a removal that it waited for.
+func errPodRemoved(p *pod) error { return fault.New(fault.NotFound, "pod %s was removed", p.id) }
 
 func (p *pod) snapshot() Pod { return p.record().Pod }
 
@@ -139,6 +144,9 @@ func (e *Engine) StartPod(ctx context.Context, id string) error {
 	}
 	p.op.Lock()
 	defer p.op.Unlock()
+	if p.removed {
+		return errPodRemoved(p)
+	}
 	if p.client() != nil {
 		return nil
 	}
@@ -341,6 +349,9 @@ func (e *Engine) RemovePod(ctx context.Context, id string) error {
 	}
 	p.op.Lock()
 	defer p.op.Unlock()
+	if p.removed {
+		return nil
+	}
 	if err := e.stopPod(ctx, p); err != nil {
 		return err
 	}
@@ -353,6 +364,7 @@ func (e *Engine) RemovePod(ctx context.Context, id string) error {
 	if err := e.pods.remove(pod.ID); err != nil {
 		return err
 	}
+	p.removed = true
 	e.mu.Lock()
 	delete(e.podByID, pod.ID)
 	e.mu.Unlock()
@@ -404,7 +416,9 @@ func (e *Engine) watch(ctx context.Context, p *pod, client *runner.Client) {
 		e.opt.Log.Error("container runner ended", "pod", p.snapshot().ID, "error", err)
 		p.op.Lock()
 		defer p.op.Unlock()
-		e.runnerLost(ctx, p)
+		if p.client() == client { // else it was stopped, or removed, meanwhile
+			e.runnerLost(ctx, p)
+		}
 	})
 }
 

@@ -131,6 +131,7 @@ func (e *Engine) dropEmpty(containers map[string]bool) error {
 			return err
 		}
 		delete(e.podByID, id)
+		e.releaseUsers(p.snapshot().Spec)
 	}
 	return nil
 }
@@ -248,8 +249,24 @@ func (e *Engine) takeUp(ctx context.Context, client *runner.Client, s runner.Sta
 		}
 		return
 	}
-	if s.Status == runner.StatusExited && s.Exit != nil {
+	switch {
+	case s.Status == runner.StatusExited && s.Exit != nil:
 		e.containerExited(c, *s.Exit)
+	case s.Status == runner.StatusRunning:
+		e.takeUpAs(c, StateRunning)
+	case s.Status == runner.StatusPaused:
+		e.takeUpAs(c, StatePaused)
+	}
+}
+
+// takeUpAs records whether a container is frozen: the daemon may have ended
+// after it froze or thawed it and before it said so.
+func (e *Engine) takeUpAs(c *container, state ContainerState) {
+	if now := c.snapshot().State; !now.alive() || now == state {
+		return
+	}
+	if err := e.setContainer(c, func(s *Container) { s.State = state }); err != nil {
+		e.opt.Log.Error("record whether a container is paused", "container", c.snapshot().ID, "error", err)
 	}
 }
 

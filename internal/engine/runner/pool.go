@@ -66,13 +66,13 @@ func (p *Pool) Launch(ctx context.Context, dir string) (*Client, error) {
 		case c := <-p.spares:
 			select {
 			case <-c.ended:
-				p.end(ctx, c)
+				p.end(context.WithoutCancel(ctx), c)
 				continue // somebody killed it
 			default:
 			}
 			// The socket and the log move with the directory, which is the runner's working directory.
 			if err := os.Rename(c.dir, dir); err != nil {
-				p.end(ctx, c)
+				p.end(context.WithoutCancel(ctx), c)
 				return nil, fmt.Errorf("launch runner: %w", err)
 			}
 			c.dir = dir
@@ -119,6 +119,7 @@ func (p *Pool) end(ctx context.Context, c *Client) {
 		case <-c.ended:
 		default:
 			p.opt.Log.Warn("end a runner that waits", "dir", c.dir, "error", err)
+			return // it lives, and is found by its directory
 		}
 	}
 	p.removeDir(c.dir)

@@ -414,6 +414,7 @@ func (s *Store) Remove(ctx context.Context, name string, force bool) (untagged, 
 	}
 	if len(remove) == len(records) {
 		deleted = []string{img.ID}
+		s.used.forget(img.Target)
 	}
 	s.collect.soon()
 	return untagged, deleted, nil

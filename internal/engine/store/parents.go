@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"io/fs"
 	"maps"
@@ -21,7 +22,7 @@ func (l *layer) inheritParents(ctx context.Context, dir string) (err error) {
 	if l.parent == "" || len(l.implied) == 0 {
 		return nil
 	}
-	key := "parents-" + l.chain
+	key := "parents-" + l.chain + "-" + rand.Text() // one that a kill left is in nobody's way
 	mounts, err := l.store.snapshotter.View(ctx, key, l.parent)
 	if err != nil {
 		return err

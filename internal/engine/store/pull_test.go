@@ -427,3 +427,31 @@ func TestPullNothing(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestPullFailsAtOnce: a layer that cannot be had ends the downloads of the others.
+func TestPullFailsAtOnce(t *testing.T) {
+	f, s := newRegistry(t), open(t, t.TempDir())
+	bad, slow := gzipLayer(t, tarOf(t, entry{name: "bad"})), gzipLayer(t, tarOf(t, entry{name: "slow"}))
+	f.image("v1", "amd64", bad, slow)
+	asked := make(chan struct{})
+	f.set(func(w http.ResponseWriter, r *http.Request, data []byte) bool {
+		switch {
+		case bytes.Equal(data, bad.data):
+			<-asked
+			w.WriteHeader(http.StatusForbidden)
+			return true
+		case bytes.Equal(data, slow.data):
+			close(asked)
+			select {
+			case <-r.Context().Done():
+			case <-time.After(time.Minute):
+				t.Error("the other layer is still being downloaded")
+			}
+			return true
+		}
+		return false
+	})
+	if _, err := s.Pull(t.Context(), f.host+"/app:v1", store.TransferOptions{}); !fault.Is(err, fault.Denied) {
+		t.Errorf("a layer that is refused: %v", err)
+	}
+}

@@ -51,6 +51,15 @@ func (u *usage) note(target string, now time.Time) {
 	u.last[target], u.changed = now, true
 }
 
+func (u *usage) forget(target string) {
+	u.notes.Lock()
+	defer u.notes.Unlock()
+	if _, noted := u.last[target]; noted {
+		delete(u.last, target)
+		u.changed = true
+	}
+}
+
 func (u *usage) of(target string) time.Time {
 	u.notes.Lock()
 	defer u.notes.Unlock()
@@ -91,8 +100,11 @@ func (u *usage) save(file string) error {
 	if err := os.WriteFile(file+".new", data, 0o600); err != nil {
 		return err
 	}
+	if err := os.Rename(file+".new", file); err != nil {
+		return err
+	}
 	u.changed = false
-	return os.Rename(file+".new", file)
+	return nil
 }
 
 // Reclaim removes images by Keep: those that nothing used for MaxAge, and while
@@ -238,10 +250,7 @@ func (s *Store) reclaim(ctx context.Context, c candidate) (gone bool, err error)
 			return false, err
 		}
 	}
-	s.used.notes.Lock()
-	defer s.used.notes.Unlock()
-	delete(s.used.last, c.image.Target)
-	s.used.changed = true
+	s.used.forget(c.image.Target)
 	return true, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -244,5 +245,30 @@ func TestDiskFull(t *testing.T) {
 	}
 	if _, err := s.Load(t.Context(), bytes.NewReader(archive)); err != nil {
 		t.Errorf("with room: %v", err)
+	}
+}
+
+// TestForgetRemoved: when an image was used is not remembered once it is removed.
+func TestForgetRemoved(t *testing.T) {
+	dir := t.TempDir()
+	s := store.New(store.Options{Root: dir, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	if err := s.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	left, removed := load(t, s, "ferry.test/left:latest", ocispec.ImageConfig{}), load(t, s, "ferry.test/removed:latest", ocispec.ImageConfig{Cmd: []string{"x"}})
+	for _, img := range []store.Image{left, removed} {
+		if _, err := s.PrepareRootfs(t.Context(), "root-"+img.ID[7:], img.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := s.Remove(t.Context(), "ferry.test/removed:latest", false); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	data := readFile(t, dir+"/used.json")
+	if !strings.Contains(data, left.Target) || strings.Contains(data, removed.Target) {
+		t.Errorf("remembered are %s, not %s alone", data, left.Target)
 	}
 }

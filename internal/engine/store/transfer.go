@@ -181,7 +181,14 @@ func (p *pull) unpacked(ctx context.Context, img Image) error {
 	if err := p.store.refer(ctx, img.ID, labelSnapshotRef, img.ChainID()); err != nil {
 		return err
 	}
-	return p.store.unpack(p.leased(ctx), img, func(_ context.Context, i int) error { return p.layer(ctx, img.Layers[i]) }, p.report)
+	// A layer is fetched without the lease that unpack's contexts have, but ends with them.
+	ready := func(unpacking context.Context, i int) error {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(unpacking, cancel)()
+		return p.layer(ctx, img.Layers[i])
+	}
+	return p.store.unpack(p.leased(ctx), img, ready, p.report)
 }
 
 // layer fetches one layer when it is its turn.

@@ -63,12 +63,13 @@ func newContainer(s *server, r runner.CreateRequest) (_ *container, err error) {
 		return nil, fmt.Errorf("container %s: %w", r.ID, err)
 	}
 	c := &container{id: r.ID, server: s, ctr: ctr, tty: r.TTY, exited: make(chan struct{}), execs: map[string]*process{}}
+	out := &output{}
 	defer func() {
 		if err != nil {
+			out.close()
 			err = errors.Join(err, ctr.Destroy())
 		}
 	}()
-	out := &output{}
 	if r.LogPath != "" {
 		log, err := openLog(r.LogPath, r.LogMaxBytes, r.LogMaxFiles)
 		if err != nil {
@@ -87,7 +88,6 @@ func newContainer(s *server, r runner.CreateRequest) (_ *container, err error) {
 			init: true, tty: r.TTY, stdin: r.Stdin, stdinOnce: r.StdinOnce, owner: owner, filter: filter, out: out})
 	}
 	if err != nil {
-		out.close()
 		return nil, err
 	}
 	if err := c.main.start(ctr); err != nil {
@@ -97,6 +97,8 @@ func newContainer(s *server, r runner.CreateRequest) (_ *container, err error) {
 	c.pid, _ = c.main.lib.Pid()
 	if c.oom, err = newOOMCounter(ctr); err != nil {
 		c.main.kill()
+		c.main.wait()
+		c.main.drain()
 		return nil, err
 	}
 	go c.reap()

@@ -89,6 +89,17 @@ func (t execTable) of(containerID string) []string {
 	return ids
 }
 
+// containers are those that have sessions.
+func (t execTable) containers() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var ids []string
+	for _, e := range t.byID {
+		ids = append(ids, e.containerID)
+	}
+	return ids
+}
+
 // forget drops the sessions of a removed container.
 func (t execTable) forget(containerID string) {
 	t.mu.Lock()
@@ -221,7 +232,7 @@ func (s *Server) runExec(ctx context.Context, e *execSession, size *[2]uint, str
 	}, streams)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if err != nil && e.detached && e.engineID != "" { // the daemon ends, not the process
+	if err != nil && e.detached && e.engineID != "" && ctx.Err() != nil { // the daemon ends, not the process
 		return 0, err
 	}
 	e.ended, e.code = time.Now(), code
@@ -229,7 +240,7 @@ func (s *Server) runExec(ctx context.Context, e *execSession, size *[2]uint, str
 	case e.engineID == "":
 		close(e.running)
 		e.code = startCode(err)
-	case err != nil: // its caller is gone, and it was killed
+	case err != nil: // its caller or its runner is gone, and it was killed
 		e.code = codeKilled
 	}
 	s.publishOf(e.container, events.ActionExecDie, "execID", e.id, "exitCode", strconv.Itoa(e.code))

@@ -75,10 +75,20 @@ func (s supervised) HealthChanged(ctx context.Context, id string, status contain
 	}
 }
 
-// look has the supervision take up every container as it is.
+// look has the supervision take up every container as it is, and forgets those
+// whose removal was not heard of.
 func (s *Server) look(ctx context.Context) {
+	known := append(s.life.IDs(), s.execs.containers()...) // before the list, in which newer ones may be missing
+	there := map[string]bool{}
 	for _, c := range s.opt.Engine.Containers(ctx, engine.OwnerDocker) {
+		there[c.ID] = true
 		s.life.Look(s.subject(c))
+	}
+	for _, id := range known {
+		if !there[id] {
+			s.life.Removed(id)
+			s.execs.forget(id)
+		}
 	}
 }
 

@@ -137,11 +137,15 @@ func (s *Server) containerRestart(w http.ResponseWriter, r *http.Request) error 
 
 // stop ends c as the request says and tells it, after its death was told.
 func (s *Server) stop(r *http.Request, c engine.Container) error {
+	sig, grace, err := stopAsAsked(r, c)
+	if err != nil { // before its restart policy is switched off
+		return err
+	}
 	if alive(c) {
 		s.life.StopByHand(c.ID, s.lifeDir(c))
 	}
 	place := s.events.Now()
-	if err := s.signalAndWait(r, c); err != nil || !alive(c) {
+	if err := s.signalAndWait(context.WithoutCancel(r.Context()), c, sig, grace); err != nil || !alive(c) {
 		return err
 	}
 	if c.State != stateRestarting {
@@ -164,28 +168,32 @@ func stopSignal(c engine.Container) syscall.Signal {
 	return unix.SIGTERM
 }
 
-// signalAndWait sends the request's signal, or the container's own, and kills after t seconds.
-func (s *Server) signalAndWait(r *http.Request, c engine.Container) error {
-	ctx := context.WithoutCancel(r.Context())
-	grace := engine.DefaultStopGrace
+// stopAsAsked returns the signal that a request to stop c names, 0 if the
+// container's own is to do, and how long to wait until c is killed.
+func stopAsAsked(r *http.Request, c engine.Container) (sig syscall.Signal, grace time.Duration, err error) {
+	grace = engine.DefaultStopGrace
 	if t := settingsOf(c).Config.StopTimeout; t != nil {
 		grace = time.Duration(*t) * time.Second
 	}
 	if t := param(r, "t"); t != "" {
 		seconds, err := strconv.ParseInt(t, 10, 32)
 		if err != nil {
-			return fault.New(fault.Invalid, "stop: t=%q is not a number of seconds", t)
+			return 0, 0, fault.New(fault.Invalid, "stop: t=%q is not a number of seconds", t)
 		}
 		grace = time.Duration(seconds) * time.Second
 	}
 	if grace < 0 { // Docker's "wait for ever"
 		grace = 100 * 365 * 24 * time.Hour
 	}
-	if name := param(r, "signal"); name != "" && grace > 0 {
-		sig, err := parseSignal(name)
-		if err != nil {
-			return err
-		}
+	if name := param(r, "signal"); name != "" {
+		sig, err = parseSignal(name)
+	}
+	return sig, grace, err
+}
+
+// signalAndWait sends a signal, the container's own if it is 0, and kills after the grace.
+func (s *Server) signalAndWait(ctx context.Context, c engine.Container, sig syscall.Signal, grace time.Duration) error {
+	if sig != 0 && grace > 0 {
 		s.publishKill(c, sig)
 		if err := s.opt.Engine.Signal(ctx, c.ID, sig); err != nil && !gone(err) {
 			return err
@@ -236,10 +244,13 @@ func (s *Server) containerKill(w http.ResponseWriter, r *http.Request) error {
 	}
 	if endsIt(c, sig) {
 		s.life.StopByHand(c.ID, s.lifeDir(c))
+		if c, err = s.find(r.Context(), c.ID); err != nil { // its restart may have come first
+			return err
+		}
 	}
 	s.publishKill(c, sig)
 	switch {
-	case c.State == stateRestarting: // nothing runs
+	case !alive(c), c.State == stateRestarting: // nothing runs
 	case sig == unix.SIGKILL:
 		err = s.opt.Engine.StopContainer(r.Context(), c.ID, 0)
 	default:
@@ -342,14 +353,37 @@ func (s *Server) containerWait(w http.ResponseWriter, r *http.Request) error {
 	if err := http.NewResponseController(w).Flush(); err != nil {
 		return err
 	}
-	code := c.ExitCode
-	if condition != container.WaitConditionNotRunning || alive(c) {
-		var ok bool
-		if code, ok = awaitExit(events, c, condition); !ok {
-			return ctx.Err()
-		}
+	code, err := s.awaitCondition(ctx, events, c, condition)
+	if err != nil {
+		return err
 	}
 	return json.NewEncoder(w).Encode(container.WaitResponse{StatusCode: int64(code)})
+}
+
+// awaitCondition returns the exit code of c once the condition holds. If events
+// were missed it looks at the container again, which is as good.
+func (s *Server) awaitCondition(ctx context.Context, events <-chan engine.Event, c engine.Container, condition container.WaitCondition) (int, error) {
+	for condition != container.WaitConditionNotRunning || alive(c) {
+		if code, ok := awaitExit(events, c, condition); ok {
+			return code, nil
+		}
+		if ctx.Err() != nil {
+			return 0, ctx.Err()
+		}
+		events = s.opt.Engine.Subscribe(ctx)
+		now, err := s.find(ctx, c.ID)
+		if fault.Is(err, fault.NotFound) {
+			break
+		}
+		if err != nil {
+			return 0, err
+		}
+		exited := !now.FinishedAt.Equal(c.FinishedAt) && !now.FinishedAt.IsZero()
+		if c = now; exited && condition == container.WaitConditionNextExit {
+			break
+		}
+	}
+	return c.ExitCode, nil
 }
 
 // awaitExit reads events until the condition holds for c and returns its last

@@ -201,6 +201,7 @@ func (s *Server) volumesFrom(ctx context.Context, p *plan, spec string) error {
 			p.container.Mounts = append(p.container.Mounts, m)
 			continue
 		}
+		use.Anonymous = false // it goes with the container that it was made for, not with a borrower
 		if err := p.askVolume(m, use.Name, volumeRequest{volumeUse: use, noCopy: true}); err != nil {
 			return err
 		}
@@ -390,7 +391,27 @@ func (s *Server) removeContainer(ctx context.Context, c engine.Container, volume
 	if len(names) == 0 {
 		return nil
 	}
-	return s.removeDoomed(ctx)
+	s.using.Lock()
+	defer s.using.Unlock()
+	return s.dropUnused(ctx, names)
+}
+
+// dropUnused removes volumes that were to go with their container. One that
+// another container has stays for good: its mark is taken away, or the next
+// removal would take it from whoever keeps data in it. s.using is held.
+func (s *Server) dropUnused(ctx context.Context, names []string) error {
+	users := s.volumeUsers(ctx)
+	var errs []error
+	for _, name := range names {
+		var err error
+		if len(users[name]) > 0 {
+			err = s.doom([]string{name}, false)
+		} else if err = s.dropVolume(name); fault.Is(err, fault.NotFound) {
+			err = nil // by another hand
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 func (s *Server) doom(names []string, doomed bool) error {
@@ -403,18 +424,18 @@ func (s *Server) doom(names []string, doomed bool) error {
 	return nil
 }
 
-// removeDoomed removes the volumes whose containers are gone.
+// removeDoomed ends the removals that an earlier daemon did not come to the end
+// of. While containers are removed it would take the marks of their volumes away.
 func (s *Server) removeDoomed(ctx context.Context) error {
 	s.using.Lock()
 	defer s.using.Unlock()
-	users := s.volumeUsers(ctx)
-	var errs []error
+	var names []string
 	for _, v := range s.volumes.List() {
-		if v.Doomed && len(users[v.Name]) == 0 {
-			errs = append(errs, s.dropVolume(v.Name))
+		if v.Doomed {
+			names = append(names, v.Name)
 		}
 	}
-	return errors.Join(errs...)
+	return s.dropUnused(ctx, names)
 }
 
 // volumeView is a volume as clients see it.

@@ -189,13 +189,15 @@ func TestAnonymousVolumes(t *testing.T) {
 	if got := a.volumes(nil); len(got) != 3 {
 		t.Errorf("volumes that another container has are gone: %v", got)
 	}
-	a.remove(r.id, client.ContainerRemoveOptions{})
-	if got := a.volumes(client.Filters{}.Add("dangling", "true")); len(got) != 0 {
-		// Those of "from" were to go with it, and do with the last that has them.
-		a.stop()
-		a.start()
+	a.remove(r.id, client.ContainerRemoveOptions{RemoveVolumes: true}) // which borrowed them
+	a.stop()
+	a.start()
+	if got := a.volumes(client.Filters{}.Add("dangling", "true")); len(got) != 3 {
+		t.Errorf("left of those that were not to be removed: %v", got)
 	}
-	eventually(t, "no volume is left", func() bool { return len(a.volumes(nil)) == 0 })
+	if _, err := a.VolumePrune(t.Context(), client.VolumePruneOptions{}); err != nil || len(a.volumes(nil)) != 0 {
+		t.Errorf("%v, %v", a.volumes(nil), err)
+	}
 	auto := shell("true")
 	auto.host.AutoRemove, auto.host.Binds = true, []string{"/x", "kept:/y"}
 	gone := a.wait(a.create(auto), container.WaitConditionRemoved)
@@ -208,6 +210,59 @@ func TestAnonymousVolumes(t *testing.T) {
 	eventually(t, "the named volume alone is left", func() bool { return slices.Equal(a.volumes(nil), []string{"kept"}) })
 	if got, want := a.past(`filters={"volume":["kept"]}`), []string{"volume create", "volume mount", "volume unmount"}; !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+// TestVolumesThatAreNotRemoved: nobody asked for the removal of a volume that
+// another container has, or of one that a container only borrows.
+func TestVolumesThatAreNotRemoved(t *testing.T) {
+	a := newAPI(t)
+	owner := func(name string) (id, volume string) {
+		s := shell("true")
+		s.name, s.config.Volumes = name, map[string]struct{}{"/own": {}}
+		id = a.create(s)
+		return id, a.inspect(id).Mounts[0].Name
+	}
+	trigger := func() { // a removal that takes volumes along
+		t.Helper()
+		id, volume := owner("")
+		a.remove(id, client.ContainerRemoveOptions{RemoveVolumes: true})
+		if slices.Contains(a.volumes(nil), volume) {
+			t.Errorf("%s was not removed", volume)
+		}
+	}
+	lent, lentVolume := owner("lent")
+	borrower := shell("true")
+	borrower.host.VolumesFrom = []string{"lent"}
+	a.remove(a.create(borrower), client.ContainerRemoveOptions{RemoveVolumes: true})
+	a.remove(lent, client.ContainerRemoveOptions{})
+	first, firstVolume := owner("first")
+	second := shell("true")
+	second.host.Binds = []string{firstVolume + ":/data"}
+	id := a.create(second)
+	a.remove(first, client.ContainerRemoveOptions{RemoveVolumes: true})
+	a.remove(id, client.ContainerRemoveOptions{})
+	kept := []string{firstVolume, lentVolume}
+	slices.Sort(kept)
+	trigger()
+	if got := a.volumes(nil); !slices.Equal(got, kept) {
+		t.Errorf("after another removal: %v, want %v", got, kept)
+	}
+	// A daemon ended between its mark and the removal of a container.
+	user := shell("true")
+	user.host.Binds = []string{firstVolume + ":/data"}
+	id = a.create(user)
+	if err := os.WriteFile(filepath.Join(a.machine.Dir(), "volumes", firstVolume, "volume.json"), []byte(`{"doomed":true}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a.stop()
+	a.start()
+	a.remove(id, client.ContainerRemoveOptions{})
+	trigger()
+	a.stop()
+	a.start()
+	if got := a.volumes(nil); !slices.Equal(got, kept) {
+		t.Errorf("after a start: %v, want %v", got, kept)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -69,7 +70,8 @@ type life struct {
 	mu      sync.Mutex
 	dir     string
 	rec     record
-	running bool // as far as was told
+	running bool      // as far as was told
+	ended   time.Time // FinishedAt of the last exit that was taken up
 	removed bool
 	restart *task // waits to start it, or does
 	monitor *task // checks its health
@@ -182,7 +184,10 @@ func (s *Supervisor) Exited(c Subject) {
 func (s *Supervisor) exited(l *life, c Subject, found bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.running = false
+	if !c.FinishedAt.IsZero() && c.FinishedAt.Equal(l.ended) {
+		return // Look was there before the event
+	}
+	l.running, l.ended = false, c.FinishedAt
 	l.monitor.end()
 	l.monitor = nil
 	end := End{Code: c.ExitCode, Ran: c.FinishedAt.Sub(c.StartedAt), NoStart: c.NoStart, Stopped: l.rec.Stopped, Found: found}
@@ -288,6 +293,13 @@ func (s *Supervisor) StartByHand(id, dir string) {
 	l.restart.end()
 	l.restart = nil
 	s.set(l, func(r *record) { r.Stopped, r.Restarts, r.Pause = false, 0, 0 })
+}
+
+// IDs returns the containers of which something is known.
+func (s *Supervisor) IDs() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.lives))
 }
 
 // View returns what is known of a container.

@@ -76,7 +76,7 @@ func (m *machine) subject(id string, policy container.RestartPolicyMode) Subject
 
 // ended is c after its end.
 func ended(c Subject) Subject {
-	c.Running, c.FinishedAt, c.ExitCode = false, c.StartedAt.Add(time.Second), 1
+	c.Running, c.FinishedAt, c.ExitCode = false, time.Now(), 1
 	return c
 }
 
@@ -126,6 +126,27 @@ func TestRestarts(t *testing.T) {
 	}
 	if m.starts != starts {
 		t.Errorf("%d starts after the stop", m.starts-starts)
+	}
+}
+
+// TestExitTakenUpTwice: an exit that Look has seen is told once more by its event.
+func TestExitTakenUpTwice(t *testing.T) {
+	m := newMachine(t)
+	c := m.subject("a", "always")
+	end := ended(c)
+	m.s.Started(c)
+	m.s.Look(end)
+	m.s.Exited(end)
+	if v := m.s.View("a"); v.Restarts != 1 {
+		t.Errorf("counted twice: %+v", v)
+	}
+	m.eventually("it runs again", func() bool { return !m.s.View("a").Restarting })
+	m.s.Exited(end) // late: it runs
+	if v := m.s.View("a"); v.Restarting || v.Restarts != 1 {
+		t.Errorf("late: %+v", v)
+	}
+	if ids := m.s.IDs(); len(ids) != 1 || ids[0] != "a" {
+		t.Errorf("%v", ids)
 	}
 }
 

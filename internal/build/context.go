@@ -3,9 +3,7 @@ package build
 import (
 	"archive/tar"
 	"bufio"
-	"bytes"
 	"cmp"
-	"compress/bzip2"
 	"context"
 	"errors"
 	"fmt"
@@ -16,10 +14,10 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/tonistiigi/fsutil"
 	"github.com/tonistiigi/fsutil/types"
 
+	"github.com/ferryos/ferry/internal/engine/store"
 	"github.com/ferryos/ferry/internal/fault"
 )
 
@@ -45,9 +43,9 @@ const maxEntries = 1 << 20
 
 // newTarContext reads an archive, compressed or not. Close it when the build is done.
 func newTarContext(in io.Reader) (_ *tarContext, err error) {
-	plain, err := decompress(in)
+	plain, err := store.Decompress(in)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("build context: %w", err)
 	}
 	defer plain.Close()
 	f, err := os.CreateTemp("", "build-context-")
@@ -90,25 +88,6 @@ func newTarContext(in io.Reader) (_ *tarContext, err error) {
 	}
 	c.sort()
 	return c, nil
-}
-
-// decompress returns the archive in what may be compressed.
-func decompress(in io.Reader) (io.ReadCloser, error) {
-	buffered := bufio.NewReaderSize(in, 64<<10)
-	head, err := buffered.Peek(6)
-	switch {
-	case err != nil && !errors.Is(err, io.EOF):
-		return nil, fmt.Errorf("build context: %w", err)
-	case bytes.HasPrefix(head, []byte("BZh")):
-		return io.NopCloser(bzip2.NewReader(buffered)), nil
-	case bytes.HasPrefix(head, []byte("\xfd7zXZ\x00")):
-		return nil, fault.New(fault.Unsupported, "build context: compressed with xz, which is not supported").Hint("use gzip, bzip2 or zstd")
-	}
-	plain, err := compression.DecompressStream(buffered)
-	if err != nil {
-		return nil, fault.New(fault.Invalid, "build context: %w", err)
-	}
-	return plain, nil
 }
 
 // add takes a file of the archive up. What comes later under a name replaces

@@ -138,12 +138,12 @@ func (s *Server) imagePrune(w http.ResponseWriter, r *http.Request) error {
 	}
 	_, before := sharedSizes(images)
 	used := map[string]bool{}
-	for _, c := range s.opt.Engine.Containers(r.Context(), "") {
-		used[c.ImageID] = true
+	for _, image := range s.opt.Engine.ImagesInUse(r.Context()) {
+		used[image] = true
 	}
 	report := image.PruneReport{ImagesDeleted: []image.DeleteResponse{}}
 	for _, img := range images {
-		if used[img.ID] || !match.image(img) {
+		if used[img.ID] || used[img.Digest] || !match.image(img) {
 			continue
 		}
 		gone, err := s.dropImage(r.Context(), img.ID, img.ID, true)
@@ -311,7 +311,7 @@ func (s *Server) imageRemove(w http.ResponseWriter, r *http.Request) error {
 	ref, err := reference.ParseDockerRef(name)
 	oneOfSeveral := err == nil && len(img.Names) > 1 && slices.Contains(img.Names, ref.String())
 	for _, c := range s.opt.Engine.Containers(r.Context(), "") {
-		if oneOfSeveral || c.ImageID != img.ID {
+		if oneOfSeveral || !slices.ContainsFunc(s.opt.Engine.ImagesOf(r.Context(), c), func(used string) bool { return used == img.ID || used == img.Digest }) {
 			continue
 		}
 		if alive(c) || !force {

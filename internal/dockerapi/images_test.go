@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/client"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -279,6 +280,33 @@ func TestImageInUse(t *testing.T) {
 	}
 }
 
+// TestMountedImageInUse: an image that a container has mounted is as much in use as the one it is made of.
+func TestMountedImageInUse(t *testing.T) {
+	a := newAPI(t)
+	ctx := t.Context()
+	a.load(enginetest.Archive(t, "mounted:v1", []enginetest.File{{Name: "f", Data: []byte("mounted\n")}}, ocispec.ImageConfig{}))
+	s := shell("cat /m/f")
+	s.host.Mounts = []mount.Mount{{Type: mount.TypeImage, Source: "mounted:v1", Target: "/m"}}
+	id := a.run(s).id
+	if got := a.do("DELETE", "/images/mounted:v1", ""); got.status != http.StatusConflict || !strings.Contains(got.message, id[:12]+" uses the image") {
+		t.Errorf("%+v", got)
+	}
+	if _, err := a.ImagePrune(ctx, client.ImagePruneOptions{Filters: client.Filters{}.Add("dangling", "false")}); err != nil {
+		t.Fatal(err)
+	}
+	a.startContainer(id)
+	if code := a.wait(id, container.WaitConditionNotRunning)(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	a.remove(id, client.ContainerRemoveOptions{})
+	if _, err := a.ImageRemove(ctx, "mounted:v1", client.ImageRemoveOptions{}); err != nil {
+		t.Errorf("when nothing uses it: %v", err)
+	}
+}
+
+// emptyTarBzip2 is an archive of nothing, which is recognized only when decompressed.
+const emptyTarBzip2 = "\x42\x5a\x68\x39\x31\x41\x59\x26\x53\x59\x59\x7b\xb8\xe4\x00\x00\x14\x50\x00\xc0\x00\x04\x00\x00\x08\x20\x00\x30\xcc\x05\x29\xa6\x13\x62\x27\x8b\xb9\x22\x9c\x28\x48\x2c\xbd\xdc\x72\x00"
+
 func TestImagesRefused(t *testing.T) {
 	a := newAPI(t)
 	before := a.imageNames(nil)
@@ -305,6 +333,8 @@ func TestImagesRefused(t *testing.T) {
 		{"POST", "/images/" + enginetest.Busybox + "/tag?repo=x&tag=a:b", "", 400, "image name"},
 		{"DELETE", "/images/nothing", "", 404, "no such image"},
 		{"POST", "/images/load", "", 400, "unrecognized image format"},
+		{"POST", "/images/load", emptyTarBzip2, 400, "unrecognized image format"},
+		{"POST", "/images/load", "\xfd7zXZ\x00", 501, "xz"},
 		{"POST", "/images/load", "this is no archive, and long enough to be told from one: " + strings.Repeat("x", 1024), 400, "load images"},
 		{"POST", "/images/create", "", 400, "image name"},
 		{"POST", "/images/create?fromSrc=-", "", 400, "the archive is empty"},

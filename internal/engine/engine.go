@@ -186,15 +186,21 @@ func (e *Engine) Images() *store.Store { return e.opt.Store }
 func (e *Engine) ImagesInUse(ctx context.Context) []string {
 	var list []string
 	for _, c := range e.Containers(ctx, "") {
-		list = append(list, c.ImageID)
-		for _, m := range c.Spec.Mounts {
-			if m.Kind != MountImage {
-				continue
-			}
-			list = append(list, m.Source)
-			if img, err := e.opt.Store.Image(ctx, m.Source); err == nil { // else it is gone already
-				list = append(list, img.Digest)
-			}
+		list = append(list, e.ImagesOf(ctx, c)...)
+	}
+	return list
+}
+
+// ImagesOf returns of one container what ImagesInUse does of all.
+func (e *Engine) ImagesOf(ctx context.Context, c Container) []string {
+	list := []string{c.ImageID}
+	for _, m := range c.Spec.Mounts {
+		if m.Kind != MountImage {
+			continue
+		}
+		list = append(list, m.Source)
+		if img, err := e.opt.Store.Image(ctx, m.Source); err == nil { // else it is gone already
+			list = append(list, img.Digest)
 		}
 	}
 	return list

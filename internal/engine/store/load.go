@@ -15,7 +15,6 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/images/archive"
-	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -34,9 +33,9 @@ func (s *Store) Load(ctx context.Context, in io.Reader) (names []string, err err
 // its digest. On error the names of the images that could not be loaded stay
 // what they were.
 func (s *Store) LoadFor(ctx context.Context, in io.Reader, platform string) (names []string, err error) {
-	plain, err := compression.DecompressStream(in)
+	plain, err := Decompress(in)
 	if err != nil {
-		return nil, fault.New(fault.Invalid, "load images: %w", err)
+		return nil, fmt.Errorf("load images: %w", err)
 	}
 	defer plain.Close()
 	ctx, done, err := s.withLease(namespaced(ctx))

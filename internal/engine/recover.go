@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -94,13 +95,14 @@ func (e *Engine) recover(ctx context.Context) error {
 	return e.opt.Network.Reconcile(ctx, live)
 }
 
-// agree makes a ready pod's record say what its network does: the daemon may
+// agree makes a ready pod's record and files say what its network does: the daemon may
 // have ended between the two.
 func (e *Engine) agree(rec *podRecord) {
 	a, attached := e.opt.Network.Attachment(rec.Pod.ID)
 	if !attached || rec.Pod.State != PodReady {
 		return
 	}
+	before := rec.Pod
 	rec.Pod.take(a)
 	on := rec.Pod.Spec.OnNetworks()
 	is := func(s network.EndpointSpec) bool {
@@ -115,6 +117,12 @@ func (e *Engine) agree(rec *podRecord) {
 			on = slices.Concat(on, []network.EndpointSpec{ep.EndpointSpec})
 			rec.Pod.Spec.Networks = on
 		}
+	}
+	if reflect.DeepEqual(before, rec.Pod) {
+		return
+	}
+	if err := errors.Join(e.changePodFiles(before, rec.Pod), e.pods.save(rec.Pod.ID, *rec)); err != nil {
+		e.opt.Log.Error("change of a pod's networks not finished", "pod", rec.Pod.ID, "error", err)
 	}
 }
 

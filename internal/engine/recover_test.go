@@ -286,6 +286,10 @@ func TestInterruptedNetworkChange(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	hosts, err := os.ReadFile(filepath.Join(m.Dir(), "run", "p", pod.ID[:12], "hosts"))
+	if err != nil || strings.Count(string(hosts), "box") != 1 {
+		t.Errorf("its hosts: %s, %v", hosts, err)
+	}
 	if on := p.Spec.OnNetworks(); len(on) != 1 || on[0].Network != network.DefaultNetwork {
 		t.Errorf("the pod's record has the networks %+v", on)
 	}

@@ -133,6 +133,7 @@ func fillDisk(t *testing.T, path string) (written int64) {
 // of that and left it at rest, or it runs to its end.
 func (f *ferry) startedOrFull(ctx context.Context, name string, code int, err error) {
 	f.t.Helper()
+	f.t.Logf("start %s on a full disk: %v", name, err)
 	if err == nil {
 		until(f.t, "the exit of "+name+" on a full disk", func() error { return f.exited(ctx, name, code) })
 		return

@@ -25,6 +25,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moby/locker"
 	apibuild "github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/events"
 
@@ -84,7 +85,8 @@ type Server struct {
 
 	volumes *volume.Store
 	using   sync.RWMutex // held for reading while a container is made, for writing while volumes are removed
-	filling sync.Mutex   // held while an image's content is copied into a volume; taken after using
+	// filling locks a directory while an image's content is copied into it; taken after using.
+	filling *locker.Locker
 
 	http *http.Server
 	// background runs f on a goroutine until it returns; its context ends at Stop.
@@ -95,7 +97,7 @@ type Server struct {
 
 // New returns a Server that listens once started.
 func New(opt Options) *Server {
-	return &Server{opt: opt, names: newNameTable(), execs: newExecTable(), events: &eventlog.Log{}}
+	return &Server{opt: opt, names: newNameTable(), execs: newExecTable(), events: &eventlog.Log{}, filling: locker.New()}
 }
 
 // Name implements lifecycle.Component.

@@ -4,12 +4,15 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
 )
 
 // execAttached is docker exec: its output and exit code.
@@ -184,6 +187,34 @@ func TestExecResizeFailed(t *testing.T) {
 	if out, _, _ := a.execAttached(id, client.ExecCreateOptions{Cmd: []string{"sh", "-c", "stty size < /proc/1/fd/0"}}, ""); out != "30 100\n" {
 		t.Errorf("the container's terminal: %q", out)
 	}
+}
+
+// TestDetachedExecRunnerKilled: a detached exec ends with its runner, as the daemon goes on.
+func TestDetachedExecRunnerKilled(t *testing.T) {
+	a := newAPI(t)
+	id := a.up(sleeper("web"))
+	created, err := a.ExecCreate(t.Context(), id, client.ExecCreateOptions{Cmd: []string{"sleep", "1000"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.ExecStart(t.Context(), created.ID, client.ExecStartOptions{Detach: true}); err != nil {
+		t.Fatal(err)
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", a.inspect(id).State.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	runner, err := strconv.Atoi(strings.Fields(string(stat))[3]) // the parent
+	if err != nil || runner <= 1 {
+		t.Fatalf("%s: %v", stat, err)
+	}
+	if err := unix.Kill(runner, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the exec has ended", func() bool {
+		res, err := a.ExecInspect(t.Context(), created.ID, client.ExecInspectOptions{})
+		return err == nil && !res.Running && res.ExitCode == 137
+	})
 }
 
 // TestManyExecs runs many at a time.

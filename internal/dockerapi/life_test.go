@@ -83,6 +83,11 @@ func TestRestartAfterKill(t *testing.T) {
 	if _, err := a.ContainerKill(t.Context(), id, client.ContainerKillOptions{Signal: "HUP"}); err != nil { // not to end it
 		t.Fatal(err)
 	}
+	for _, query := range []string{"t=soon", "signal=NOTHING"} { // refused, which changes nothing
+		if got := a.do("POST", "/containers/web/stop?"+query, ""); got.status != 400 {
+			t.Errorf("%s: %+v", query, got)
+		}
+	}
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}

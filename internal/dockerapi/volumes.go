@@ -287,9 +287,9 @@ func (s *Server) readyVolume(ctx context.Context, id, dst string, v volume.Volum
 
 // fillVolume copies what a container's image has at dst into an empty volume. One
 // whose filling was interrupted is emptied before.
-func (s *Server) fillVolume(ctx context.Context, id, dst, name, source string) error {
-	s.filling.Lock() // one at a time: two containers may be made on one new volume
-	defer s.filling.Unlock()
+func (s *Server) fillVolume(ctx context.Context, id, dst, name, source string) (err error) {
+	s.filling.Lock(source) // two containers may be made on one new volume, or two volumes be of one directory
+	defer func() { err = errors.Join(err, s.filling.Unlock(source)) }()
 	v, err := s.volumes.Get(name)
 	if err != nil {
 		return err

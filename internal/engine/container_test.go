@@ -224,12 +224,6 @@ func TestRestart(t *testing.T) {
 		}
 		all.Go(func() {
 			for n := range 20 {
-				if n%3 == 0 { // as the Docker API does; StartContainer alone must do as well
-					if err := m.StartPod(ctx, pod.ID); err != nil {
-						t.Errorf("%v, start %d of the pod: %v", program, n, err)
-						return
-					}
-				}
 				if err := m.StartContainer(ctx, c.ID); err != nil {
 					t.Errorf("%v, start %d: %v", program, n, err)
 					return

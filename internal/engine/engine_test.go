@@ -183,7 +183,7 @@ func TestUnmount(t *testing.T) {
 	m := enginetest.New(t)
 	ctx := t.Context()
 	_, running := m.Run(engine.ContainerSpec{Name: "r", Command: []string{"sleep", "1000"}})
-	pod, c := m.Run(engine.ContainerSpec{Name: "c", Command: []string{"sh", "-c", "cat /kept; echo yes > /kept"}})
+	pod, c := m.RunIn(engine.PodSpec{PID: engine.ModeContainer, StopWhenIdle: true}, engine.ContainerSpec{Name: "c", Command: []string{"sh", "-c", "cat /kept; echo yes > /kept"}})
 	if _, err := m.Wait(ctx, c.ID); err != nil {
 		t.Fatal(err)
 	}
@@ -202,9 +202,6 @@ func TestUnmount(t *testing.T) {
 	root := func(id string) string { return filepath.Join(m.Dir(), "run", "c", id[:12], "rootfs") }
 	if bytes.Contains(mounts, []byte(root(c.ID))) || !bytes.Contains(mounts, []byte(root(running.ID))) {
 		t.Errorf("mounted are:\n%s", mounts)
-	}
-	if err := m.StartPod(ctx, pod.ID); err != nil {
-		t.Fatal(err)
 	}
 	if err := m.StartContainer(ctx, c.ID); err != nil {
 		t.Fatal(err)

@@ -118,7 +118,7 @@ func (e *Engine) RunPod(ctx context.Context, spec PodSpec) (Pod, error) {
 
 // CreatePod makes a pod that holds nothing of the machine, no address and no
 // host port: those come with the start of its first container, which
-// StopWhenIdle must be set for, or with StartPod.
+// StopWhenIdle must be set for.
 func (e *Engine) CreatePod(_ context.Context, spec PodSpec) (Pod, error) {
 	e.moves.Expect() // of its container, which is often started right away
 	if err := e.giveUsers(&spec); err != nil {
@@ -133,31 +133,6 @@ func (e *Engine) CreatePod(_ context.Context, spec PodSpec) (Pod, error) {
 	e.podByID[p.id] = p
 	e.mu.Unlock()
 	return p.snapshot(), nil
-}
-
-// StartPod gives a stopped pod its namespaces, network and runner again; its
-// address may be another. A ready pod stays as it is.
-func (e *Engine) StartPod(ctx context.Context, id string) error {
-	p, err := e.findPod(id)
-	if err != nil {
-		return err
-	}
-	p.op.Lock()
-	defer p.op.Unlock()
-	if p.removed {
-		return errPodRemoved(p)
-	}
-	if p.client() != nil {
-		return nil
-	}
-	if p.unreachable() {
-		return p.errNoAnswer()
-	}
-	if err := e.startPod(ctx, p); err != nil {
-		return fmt.Errorf("start pod %s: %w", id, err)
-	}
-	e.publish(EventPodUp, p.snapshot(), nil)
-	return nil
 }
 
 // startPod brings p up and records it, or leaves nothing of it running. p.op is held.

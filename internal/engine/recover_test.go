@@ -60,7 +60,7 @@ func TestLeftovers(t *testing.T) {
 	m := enginetest.New(t)
 	ctx := t.Context()
 	_, running := m.Run(engine.ContainerSpec{Name: "r", Command: []string{"sleep", "1000"}})
-	pod, exited := m.Run(engine.ContainerSpec{Name: "e", Command: []string{"true"}})
+	_, exited := m.RunIn(engine.PodSpec{PID: engine.ModeContainer, StopWhenIdle: true}, engine.ContainerSpec{Name: "e", Command: []string{"true"}})
 	if _, err := m.Wait(ctx, exited.ID); err != nil {
 		t.Fatal(err)
 	}
@@ -115,9 +115,6 @@ func TestLeftovers(t *testing.T) {
 	if err != nil || code != 0 {
 		t.Errorf("the running container: %d, %v, %s", code, err, out.String())
 	}
-	if err := m.StartPod(ctx, pod.ID); err != nil {
-		t.Error(err)
-	}
 	if err := m.StartContainer(ctx, exited.ID); err != nil {
 		t.Errorf("the exited container: %v", err)
 	}
@@ -128,7 +125,7 @@ func TestLeftovers(t *testing.T) {
 func TestStrayRunnerOfStoppedPod(t *testing.T) {
 	m := enginetest.New(t)
 	ctx := t.Context()
-	pod, c := m.Run(engine.ContainerSpec{Name: "c", Command: []string{"sh", "-c", "echo again"}})
+	pod, c := m.RunIn(engine.PodSpec{PID: engine.ModeContainer, StopWhenIdle: true}, engine.ContainerSpec{Name: "c", Command: []string{"sh", "-c", "echo again"}})
 	if _, err := m.Wait(ctx, c.ID); err != nil {
 		t.Fatal(err)
 	}
@@ -154,9 +151,6 @@ func TestStrayRunnerOfStoppedPod(t *testing.T) {
 		}
 	})
 	m.Start()
-	if err := m.StartPod(ctx, pod.ID); err != nil {
-		t.Fatal(err)
-	}
 	if err := m.StartContainer(ctx, c.ID); err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,9 @@
 package runner_test
 
 import (
+	"bytes"
+	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -112,5 +115,43 @@ func TestPoolOfNone(t *testing.T) {
 		t.Fatal(err)
 	}
 	use(t, c, own)
+	p.Stop(t.Context())
+}
+
+// TestPoolGivesUp: a runner that could not be handed out is ended, though who
+// asked for it has left, and found by its directory as long as it lives.
+func TestPoolGivesUp(t *testing.T) {
+	p, dir := newPool(t, 1)
+	pids := map[string]int{}
+	for _, sock := range spares(t, dir, 2) {
+		c, err := runner.Dial(t.Context(), filepath.Dir(sock))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		pids[filepath.Dir(sock)] = c.PID()
+	}
+	taken := filepath.Join(dir, "taken")
+	if err := os.MkdirAll(filepath.Join(taken, "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	left, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := p.Launch(left, taken); err == nil {
+		t.Error("a runner was launched in a directory that is there already")
+	}
+	gone := 0
+	for dir, pid := range pids {
+		if _, err := os.Stat(dir); err == nil {
+			continue
+		}
+		gone++
+		if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil && !bytes.Contains(stat, []byte(") Z ")) {
+			t.Errorf("runner %d lives without its directory", pid)
+		}
+	}
+	if gone != 1 {
+		t.Errorf("%d of the runners that waited are gone, not 1", gone)
+	}
 	p.Stop(t.Context())
 }

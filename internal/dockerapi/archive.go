@@ -75,11 +75,8 @@ func (s *Server) containerArchive(w http.ResponseWriter, r *http.Request) error 
 		return nil
 	}
 	w.Header().Set("Content-Type", "application/x-tar")
-	as := path.Base(name)
-	switch {
-	case name == "/":
-		as = "" // or all names would begin with a slash
-	case strings.HasSuffix(name, "/."):
+	as := path.Base(name) // of the root, "/"
+	if strings.HasSuffix(name, "/.") {
 		as = "."
 	}
 	if err := root.Pack(ctx, w, name, as); err != nil {

@@ -100,14 +100,14 @@ func TestCopy(t *testing.T) {
 			t.Errorf("%d: into a read-only mount: %v", i, err)
 		}
 	}
-	for path, want := range map[string]string{"/data/dir/.": "./ dir f l", "/data/dir/": "dir/ dir/f dir/l", "/data/dir/l": "l", "/data": "data/ data/dir/ data/dir/f data/dir/l"} {
+	for path, want := range map[string]string{"/data/dir/.": "./ ./f ./l", "/data/dir/": "dir/ dir/f dir/l", "/data/dir/l": "l", "/data": "data/ data/dir/ data/dir/f data/dir/l"} {
 		got := a.copyOut(id, path)
 		var names []string
 		for name := range got {
 			names = append(names, name)
 		}
 		slices.Sort(names)
-		if text := strings.Join(names, " "); text != strings.Replace(want, "./ dir", "./", 1) {
+		if text := strings.Join(names, " "); text != want {
 			t.Errorf("%s: %s, want %s", path, text, want)
 		}
 	}

@@ -21,6 +21,9 @@ func (r records[T]) open() error { return os.MkdirAll(r.dir, 0o700) }
 
 func (r records[T]) path(id string) string { return filepath.Join(r.dir, id+".json") }
 
+// unfinished ends the name of a record that is being written.
+const unfinished = ".new"
+
 // save writes the record by rename, so that a reader sees the old or the new
 // one. It does not wait for the disk: the records describe processes, which a
 // power loss ends as well.
@@ -29,7 +32,7 @@ func (r records[T]) save(id string, v T) error {
 	if err != nil {
 		return fmt.Errorf("record %s: %w", id, err)
 	}
-	tmp := r.path(id) + ".new"
+	tmp := r.path(id) + unfinished
 	if err := os.WriteFile(tmp, data, 0o600); err != nil {
 		return fmt.Errorf("record %s: %w", id, err)
 	}
@@ -47,7 +50,7 @@ func (r records[T]) remove(id string) error {
 }
 
 // load returns all records. One that cannot be read is reported to bad and
-// left where it is.
+// left where it is. No record is saved meanwhile.
 func (r records[T]) load(bad func(path string, err error)) (map[string]T, error) {
 	entries, err := os.ReadDir(r.dir)
 	if err != nil {
@@ -55,6 +58,11 @@ func (r records[T]) load(bad func(path string, err error)) (map[string]T, error)
 	}
 	out := make(map[string]T, len(entries))
 	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), unfinished) { // the daemon ended during its save
+			if err := os.Remove(filepath.Join(r.dir, e.Name())); err != nil {
+				return nil, err
+			}
+		}
 		id, ok := strings.CutSuffix(e.Name(), ".json")
 		if !ok {
 			continue

@@ -25,6 +25,18 @@ func (e *Engine) Wait(ctx context.Context, id string) (Container, error) {
 	return s, nil
 }
 
+// Settled returns the container once a start, stop or removal that is under way
+// is done.
+func (e *Engine) Settled(id string) (Container, error) {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return Container{}, err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	return c.snapshot(), nil
+}
+
 // end returns a channel that is closed once what runs now has ended.
 func (c *container) end() <-chan struct{} {
 	c.mu.Lock()

@@ -8,8 +8,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -25,9 +25,10 @@ const capabilities = "security.capability"
 const paxXattr = "SCHILY.xattr."
 
 // Pack writes name, and what is below it, as a tar in which it is called as.
-// Where as is "" what is below it is at the top. A link is written as a link,
-// unless name ends in "/" or "/.". Sockets are left out, as is what ends while
-// it is being read.
+// Where as is "" what is below it is at the top; "." and "/" begin all names, as
+// docker cp, which puts another name in their place, expects. A link is written as
+// a link, unless name ends in "/" or "/.". Sockets are left out, and the content of
+// /proc and its like below name, and what ends while it is being read.
 func (r *Root) Pack(ctx context.Context, out io.Writer, name, as string) error {
 	top, err := r.resolve(name, unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
@@ -69,7 +70,22 @@ func (p *packer) add(ctx context.Context, f *os.File, as string, depth int) erro
 			return err
 		}
 	}
+	if depth > 0 && madeByKernel(f) {
+		return nil
+	}
 	return p.addContent(ctx, f, as, depth)
+}
+
+// kernelFiles are the file systems whose files say how the kernel is, and some of
+// which never end.
+var kernelFiles = []int64{unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC,
+	unix.DEVPTS_SUPER_MAGIC, mqueueMagic, unix.SECURITYFS_MAGIC, unix.DEBUGFS_MAGIC, unix.TRACEFS_MAGIC, unix.BPF_FS_MAGIC}
+
+const mqueueMagic = 0x19800202 // MQUEUE_MAGIC of ipc/mqueue.c
+
+func madeByKernel(f *os.File) bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(int(f.Fd()), &st) == nil && slices.Contains(kernelFiles, st.Type)
 }
 
 // one writes a file, or of a directory that alone.
@@ -78,7 +94,7 @@ func (p *packer) one(f *os.File, st unix.Stat_t, as string) (err error) {
 	h := &tar.Header{Name: as, Uid: uid, Gid: gid, Mode: int64(st.Mode & 0o7777), Format: tar.FormatPAX, ModTime: modTime(st)}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
-		h.Typeflag, h.Name = tar.TypeDir, as+"/"
+		h.Typeflag, h.Name = tar.TypeDir, below(as, "")
 		return p.out.WriteHeader(h)
 	case unix.S_IFLNK:
 		h.Typeflag = tar.TypeSymlink
@@ -148,11 +164,20 @@ func (p *packer) addContent(ctx context.Context, f *os.File, as string, depth in
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		if err := p.addEntry(ctx, dir, name, path.Join(as, name), depth+1); err != nil {
+		if err := p.addEntry(ctx, dir, name, below(as, name), depth+1); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// below is the name of an entry of the directory that is called dir. It is not
+// cleaned: "./a" and "/a" keep what they begin with.
+func below(dir, name string) string {
+	if dir == "" || strings.HasSuffix(dir, "/") {
+		return dir + name
+	}
+	return dir + "/" + name
 }
 
 func (p *packer) addEntry(ctx context.Context, dir *os.File, name, as string, depth int) error {

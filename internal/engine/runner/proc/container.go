@@ -182,6 +182,9 @@ func (c *container) signal(sig syscall.Signal, all bool) error {
 		return nil
 	}
 	if sig == unix.SIGKILL || !all {
+		if sig != unix.SIGKILL {
+			c.awaitProgram()
+		}
 		err := c.ctr.Signal(sig)
 		if isGone(err) || errors.Is(err, libcontainer.ErrNotRunning) {
 			return nil
@@ -198,6 +201,24 @@ func (c *container) signal(sig syscall.Signal, all bool) error {
 		}
 	}
 	return nil
+}
+
+// initName is what libcontainer calls the process that becomes the container's program.
+const initName = "runc:[2:INIT]\n"
+
+// programTime is how long a signal waits for the program to be in place.
+const programTime = 2 * time.Second
+
+// awaitProgram waits until the container's program has taken the place of
+// libcontainer's, which is let go some time before: as process 1 it would not
+// die of a signal, as the program may, but end with Go's own exit code 2.
+func (c *container) awaitProgram() {
+	for deadline := time.Now().Add(programTime); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", c.pid))
+		if err != nil || string(name) != initName {
+			return
+		}
+	}
 }
 
 // destroy takes the container away, killing it first if force is set.

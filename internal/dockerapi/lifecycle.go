@@ -99,7 +99,7 @@ func startError(what string, err error) error {
 func gone(err error) bool { return fault.Is(err, fault.NotFound) || fault.Is(err, fault.Conflict) }
 
 func (s *Server) containerStop(w http.ResponseWriter, r *http.Request) error {
-	c, err := s.find(r.Context(), r.PathValue("id"))
+	c, err := s.findSettled(r.Context(), r.PathValue("id"))
 	if err != nil {
 		return err
 	}
@@ -114,7 +114,7 @@ func (s *Server) containerStop(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) containerRestart(w http.ResponseWriter, r *http.Request) error {
-	c, err := s.find(r.Context(), r.PathValue("id"))
+	c, err := s.findSettled(r.Context(), r.PathValue("id"))
 	if err != nil {
 		return err
 	}
@@ -199,7 +199,7 @@ func (s *Server) signalAndWait(ctx context.Context, c engine.Container, sig sysc
 			return err
 		}
 		if s.exitsWithin(ctx, c.ID, grace) {
-			return nil
+			return s.opt.Engine.ReleaseIdle(ctx, c.PodID)
 		}
 		grace = 0
 	}
@@ -210,7 +210,10 @@ func (s *Server) signalAndWait(ctx context.Context, c engine.Container, sig sysc
 	default:
 		s.publishKill(c, stopSignal(c))
 	}
-	return s.opt.Engine.StopContainer(ctx, c.ID, grace)
+	if err := s.opt.Engine.StopContainer(ctx, c.ID, grace); err != nil {
+		return err
+	}
+	return s.opt.Engine.ReleaseIdle(ctx, c.PodID)
 }
 
 func (s *Server) exitsWithin(ctx context.Context, id string, limit time.Duration) bool {
@@ -229,7 +232,7 @@ func parseSignal(name string) (syscall.Signal, error) {
 }
 
 func (s *Server) containerKill(w http.ResponseWriter, r *http.Request) error {
-	c, err := s.find(r.Context(), r.PathValue("id"))
+	c, err := s.findSettled(r.Context(), r.PathValue("id"))
 	if err != nil {
 		return err
 	}

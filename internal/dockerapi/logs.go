@@ -58,8 +58,8 @@ func parseLogOptions(r *http.Request) (opt logOptions, err error) {
 		return opt, fault.New(fault.Invalid, "Bad parameters: you must choose at least one stream")
 	}
 	if t := param(r, "tail"); t != "" && t != "all" {
-		if opt.tail, err = strconv.Atoi(t); err != nil || opt.tail < 0 {
-			return opt, fault.New(fault.Invalid, "tail: %q is not a number of lines", t)
+		if n, err := strconv.Atoi(t); err == nil && n >= 0 { // anything else is all, as Docker has it
+			opt.tail = n
 		}
 	}
 	if opt.since, err = parseTime(param(r, "since")); err != nil {

@@ -117,7 +117,7 @@ func TestMountsRefused(t *testing.T) {
 		{`"Binds":["./data:/data"]`, 400, "includes invalid characters"},
 		{`"Binds":["data:/data:rshared"]`, 400, "invalid mode: rshared"},
 		{`"Binds":["data:/data","/data"]`, 400, "Duplicate mount point: /data"},
-		{`"VolumesFrom":["nobody"]`, 404, "No such container: nobody"},
+		{`"VolumesFrom":["nobody"]`, 400, "No such container: nobody"},
 		{`"Binds":["` + dir + `:data"]`, 400, "absolute path"},
 		{`"Binds":["` + dir + `:/"]`, 400, `"/"`},
 		{`"Binds":["` + dir + `:"]`, 400, "invalid volume specification"},

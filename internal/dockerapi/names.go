@@ -80,6 +80,29 @@ func (s *Server) find(ctx context.Context, key string) (engine.Container, error)
 		Hint("give more of the ID")
 }
 
+// findOther finds a container that the creation of another refers to. Not to find
+// it is no NotFound: docker would take that for the image's, and pull it.
+func (s *Server) findOther(ctx context.Context, key string) (engine.Container, error) {
+	c, err := s.find(ctx, key)
+	if fault.Is(err, fault.NotFound) {
+		return c, fault.New(fault.Invalid, "No such container: %s", key)
+	}
+	return c, err
+}
+
+// findSettled is find, but for a container that is being started it waits for
+// the start: a stop that comes then is meant for what runs afterwards.
+func (s *Server) findSettled(ctx context.Context, key string) (engine.Container, error) {
+	c, err := s.find(ctx, key)
+	if err != nil || alive(c) {
+		return c, err
+	}
+	if _, err := s.opt.Engine.Settled(c.ID); err != nil {
+		return c, err
+	}
+	return s.find(ctx, c.ID)
+}
+
 var adjectives = strings.Fields(`agile amber ample azure blithe bold brave bright brisk calm candid clear clever
 	cosmic crisp deft eager early fair fleet fond free fresh gentle glad golden grand happy hardy honest humble
 	jolly keen kind light lively loyal lucid mellow merry mighty modest neat nimble noble placid plucky polite

@@ -247,14 +247,14 @@ var runtimes = []string{"ferry", "runc", "io.containerd.runc.v2"}
 // join finds the containers whose namespaces a container is to share.
 func (s *Server) join(ctx context.Context, p *plan) error {
 	if key := p.container.PIDTarget; key != "" {
-		target, err := s.find(ctx, key)
+		target, err := s.findOther(ctx, key)
 		if err != nil {
 			return err
 		}
 		p.container.PIDTarget = target.ID
 	}
 	if key := p.container.IPCTarget; key != "" {
-		target, err := s.find(ctx, key)
+		target, err := s.findOther(ctx, key)
 		if err != nil {
 			return err
 		}

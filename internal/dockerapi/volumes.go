@@ -186,7 +186,7 @@ func (s *Server) volumesFrom(ctx context.Context, p *plan, spec string) error {
 			return fault.New(fault.Invalid, "invalid mode for volumes-from: %s", mode)
 		}
 	}
-	from, err := s.find(ctx, name)
+	from, err := s.findOther(ctx, name)
 	if err != nil {
 		return err
 	}

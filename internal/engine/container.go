@@ -383,34 +383,6 @@ func (e *Engine) runnerEvent(ctx context.Context, p *pod, ev runner.Event) {
 	}
 }
 
-// idle stops a pod that asked for it once its last container has exited.
-func (e *Engine) idle(ctx context.Context, p *pod) {
-	pod := p.snapshot()
-	if !pod.Spec.StopWhenIdle {
-		return
-	}
-	for _, c := range e.containersOf(pod.ID) {
-		if c.snapshot().State != StateExited {
-			return
-		}
-	}
-	e.background.Go(func() {
-		if !e.exitsSaved(pod.ID) {
-			return // the engine stops, and the runner has them for the next
-		}
-		p.op.Lock()
-		defer p.op.Unlock()
-		for _, c := range e.containersOf(pod.ID) {
-			if c.snapshot().State != StateExited {
-				return // started again meanwhile
-			}
-		}
-		if err := e.stopPod(ctx, p); err != nil {
-			e.opt.Log.Error("stop an idle pod", "pod", pod.ID, "error", err)
-		}
-	})
-}
-
 // StopContainer sends the stop signal, waits for grace and then kills. The
 // exited state is visible before it returns. Idempotent. A second call, with
 // less patience, does not wait for the first.

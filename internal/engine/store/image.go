@@ -275,7 +275,7 @@ func (s *Store) imageByID(ctx context.Context, key string) (Image, error) {
 	case 1:
 		return matches[0], nil
 	case 0:
-		return Image{}, fault.New(fault.NotFound, "no such image: %s", key).
+		return Image{}, fault.New(fault.NotFound, "No such image: %s", key).
 			Hint("see `ferry images`; build it with `ferry build -t %s DIR` or fetch it with `ferry pull`", key)
 	default:
 		return Image{}, fault.New(fault.Invalid, "image ID %s is the beginning of %d images' IDs", key, len(matches)).Hint("give more of it")

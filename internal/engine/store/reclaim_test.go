@@ -152,7 +152,7 @@ func TestReclaimWhileUsed(t *testing.T) {
 				id := fmt.Sprint("root-", i, "-", n)
 				mounts, err := s.PrepareRootfs(t.Context(), id, name)
 				if err != nil {
-					if !strings.Contains(err.Error(), "no such image") {
+					if !strings.Contains(err.Error(), "No such image") {
 						t.Errorf("use: %v", err)
 					}
 					continue

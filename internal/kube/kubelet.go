@@ -153,5 +153,5 @@ func (c *Cluster) containerManager(ctx context.Context, s *options.KubeletServer
 	if err != nil {
 		return nil, fmt.Errorf("container manager: %w", err)
 	}
-	return m, nil
+	return noPodCgroups{m}, nil
 }

@@ -520,16 +520,19 @@ func (e *Engine) removeContainer(ctx context.Context, c *container, force bool) 
 // forget removes a container's record, on disk and in memory, for good.
 func (e *Engine) forget(c *container) error {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	id := c.rec.Container.ID
-	if err := e.ctrs.remove(id); err != nil {
+	err := e.ctrs.remove(id)
+	if err == nil {
+		closeOnce(c.ended)
+		close(c.removed)
+	}
+	c.mu.Unlock()
+	if err != nil {
 		return err
 	}
 	e.mu.Lock()
+	defer e.mu.Unlock()
 	delete(e.ctrByID, id)
-	e.mu.Unlock()
-	closeOnce(c.ended)
-	close(c.removed)
 	return nil
 }
 

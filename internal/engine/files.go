@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -213,19 +215,15 @@ func (e *Engine) dropShared(c *container, m Mount) error {
 // sharedBy reports whether a container besides except has mounted a shared tmpfs.
 func (e *Engine) sharedBy(name string, except *container) bool {
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	for _, c := range e.ctrByID {
-		if c == except {
-			continue
+	all := slices.Collect(maps.Values(e.ctrByID))
+	e.mu.Unlock()
+	return slices.ContainsFunc(all, func(c *container) bool {
+		s := c.snapshot()
+		names := func(m Mount) bool { return m.Kind == MountTmpfs && m.Source == name }
+		if c == except || !slices.ContainsFunc(s.Spec.Mounts, names) {
+			return false
 		}
-		if mounted, err := isMountPoint(e.rootfsDir(c.snapshot().ID)); err != nil || !mounted {
-			continue // it has not run, or is unmounted
-		}
-		for _, m := range c.snapshot().Spec.Mounts {
-			if m.Kind == MountTmpfs && m.Source == name {
-				return true
-			}
-		}
-	}
-	return false
+		mounted, err := isMountPoint(e.rootfsDir(s.ID))
+		return err == nil && mounted // else it has not run, or is unmounted
+	})
 }

@@ -73,7 +73,7 @@ func (e *Engine) recover(ctx context.Context) error {
 	for _, c := range lost { // before endStrayRunners removes what their runners wrote
 		e.containerExited(c, exitWhileAway(e.runnerDir(c.pod.id), c.snapshot().ID))
 	}
-	if err := e.dropEmpty(known); err != nil {
+	if err := e.dropEmpty(ctx, known); err != nil {
 		return err
 	}
 	g := errgroup.Group{}
@@ -128,18 +128,18 @@ func (e *Engine) agree(rec *podRecord) {
 
 // dropEmpty forgets pods that were made for a container which then was not:
 // the daemon ended in between, and nobody has their IDs.
-func (e *Engine) dropEmpty(containers map[string]bool) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for id, p := range e.podByID {
-		if pod := p.snapshot(); !pod.Spec.Single || pod.State == PodReady || containers[id] {
+func (e *Engine) dropEmpty(ctx context.Context, containers map[string]bool) error {
+	for _, pod := range e.Pods(ctx, "") {
+		if !pod.Spec.Single || pod.State == PodReady || containers[pod.ID] {
 			continue
 		}
-		if err := e.pods.remove(id); err != nil {
+		if err := e.pods.remove(pod.ID); err != nil {
 			return err
 		}
-		delete(e.podByID, id)
-		e.releaseUsers(p.snapshot().Spec)
+		e.mu.Lock()
+		delete(e.podByID, pod.ID)
+		e.mu.Unlock()
+		e.releaseUsers(pod.Spec)
 	}
 	return nil
 }

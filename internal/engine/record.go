@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/ferryos/ferry/internal/atomicfile"
 )
 
 // records keeps one JSON file for each pod or container in a directory, so
@@ -21,9 +23,6 @@ func (r records[T]) open() error { return os.MkdirAll(r.dir, 0o700) }
 
 func (r records[T]) path(id string) string { return filepath.Join(r.dir, id+".json") }
 
-// unfinished ends the name of a record that is being written.
-const unfinished = ".new"
-
 // save writes the record by rename, so that a reader sees the old or the new
 // one. It does not wait for the disk: the records describe processes, which a
 // power loss ends as well.
@@ -32,11 +31,7 @@ func (r records[T]) save(id string, v T) error {
 	if err != nil {
 		return fmt.Errorf("record %s: %w", id, err)
 	}
-	tmp := r.path(id) + unfinished
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
-		return fmt.Errorf("record %s: %w", id, err)
-	}
-	if err := os.Rename(tmp, r.path(id)); err != nil {
+	if err := atomicfile.Write(r.path(id), data, 0o600); err != nil {
 		return fmt.Errorf("record %s: %w", id, err)
 	}
 	return nil
@@ -58,7 +53,7 @@ func (r records[T]) load(bad func(path string, err error)) (map[string]T, error)
 	}
 	out := make(map[string]T, len(entries))
 	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), unfinished) { // the daemon ended during its save
+		if strings.HasSuffix(e.Name(), atomicfile.Unfinished) { // the daemon ended during its save
 			if err := os.Remove(filepath.Join(r.dir, e.Name())); err != nil {
 				return nil, err
 			}

@@ -30,6 +30,7 @@ import (
 	"github.com/distribution/distribution/v3/registry/handlers"
 	_ "github.com/distribution/distribution/v3/registry/storage/driver/filesystem" // the one driver that is linked in
 
+	"github.com/ferryos/ferry/internal/atomicfile"
 	"github.com/ferryos/ferry/internal/fault"
 	"github.com/ferryos/ferry/internal/lifecycle"
 )
@@ -157,10 +158,7 @@ func (r *Registry) loadPassword() error {
 		return err
 	}
 	r.password = base64.RawURLEncoding.EncodeToString(random)
-	if err := os.WriteFile(path+".new", []byte(r.password), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
+	return atomicfile.Write(path, []byte(r.password), 0o600)
 }
 
 // Hosts are the registry's names: as the node, and as pods reach it.

@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/ferryos/ferry/internal/atomicfile"
 	"github.com/ferryos/ferry/internal/fault"
 )
 
@@ -85,10 +86,7 @@ func Add(dir, name, socket string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("docker context %s: %w", name, err)
 	}
-	if err := os.WriteFile(path+".new", data, 0o644); err != nil {
-		return fmt.Errorf("docker context %s: %w", name, err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
+	if err := atomicfile.Write(path, data, 0o644); err != nil {
 		return fmt.Errorf("docker context %s: %w", name, err)
 	}
 	return nil

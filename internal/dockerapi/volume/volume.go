@@ -27,6 +27,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/ferryos/ferry/internal/atomicfile"
 	"github.com/ferryos/ferry/internal/fault"
 )
 
@@ -190,11 +191,7 @@ func writeRecord(dir string, v Volume) error {
 	if err != nil {
 		return err
 	}
-	file := filepath.Join(dir, recordFile)
-	if err := os.WriteFile(file+".new", data, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(file+".new", file)
+	return atomicfile.Write(filepath.Join(dir, recordFile), data, 0o600)
 }
 
 // Update changes a volume's record; NotFound if there is no such volume.

@@ -30,6 +30,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/ferryos/ferry/internal/atomicfile"
 	"github.com/ferryos/ferry/internal/fault"
 )
 
@@ -218,10 +219,7 @@ func WriteExit(dir, id string, x Exit) error {
 		return err
 	}
 	path := filepath.Join(dir, id+exitSuffix)
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
+	return atomicfile.Write(path, data, 0o600)
 }
 
 // RemoveExit forgets a container's exit.

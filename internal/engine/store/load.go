@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/ferryos/ferry/internal/atomicfile"
 	"github.com/ferryos/ferry/internal/fault"
 )
 
@@ -247,10 +248,7 @@ func (s *Store) LoadBundled(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(state+".new", data, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(state+".new", state)
+	return atomicfile.Write(state, data, 0o600)
 }
 
 func (s *Store) haveAll(ctx context.Context, names []string) bool {

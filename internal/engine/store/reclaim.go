@@ -16,6 +16,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/ferryos/ferry/internal/atomicfile"
 )
 
 // Keep says for how long images are kept. The zero value keeps all.
@@ -97,10 +99,7 @@ func (u *usage) save(file string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(file+".new", data, 0o600); err != nil {
-		return err
-	}
-	if err := os.Rename(file+".new", file); err != nil {
+	if err := atomicfile.Write(file, data, 0o600); err != nil {
 		return err
 	}
 	u.changed = false

@@ -224,20 +224,8 @@ func (e *env) exportCommand() *cobra.Command {
 		Use: "export CONTAINER", Short: "Write a container's files to an archive", Example: "  ferry export -o root.tar web",
 		Args: exactly(1, "CONTAINER"), ValidArgsFunction: e.completeContainers(true),
 		RunE: interruptible(func(ctx context.Context, args []string) error {
-			if output == "" && e.term.OutputFile() != nil {
-				return fault.New(fault.Invalid, "export: an archive does not belong on a terminal").Hint("name a file with -o FILE")
-			}
-			return e.withDocker(func(c *client.Client) error {
-				res, err := c.ContainerExport(ctx, args[0], client.ContainerExportOptions{})
-				if err != nil {
-					return err
-				}
-				defer res.Close()
-				if output == "" {
-					_, err = io.Copy(e.term.Out, res)
-					return err
-				}
-				return writeWhole(output, res)
+			return e.writeArchive("export", output, func(c *client.Client) (io.ReadCloser, error) {
+				return c.ContainerExport(ctx, args[0], client.ContainerExportOptions{})
 			})
 		}),
 	}

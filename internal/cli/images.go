@@ -216,25 +216,31 @@ func (e *env) saveCommand() *cobra.Command {
 		Use: "save IMAGE…", Short: "Write images to an archive", Args: atLeast(1, "IMAGE"),
 		Example: "  ferry save -o app.tar app:v1", ValidArgsFunction: e.completeImages(true),
 		RunE: interruptible(func(ctx context.Context, args []string) error {
-			if output == "" && e.term.OutputFile() != nil {
-				return fault.New(fault.Invalid, "save: an archive does not belong on a terminal").Hint("name a file with -o FILE")
-			}
-			return e.withDocker(func(c *client.Client) error {
-				res, err := c.ImageSave(ctx, args)
-				if err != nil {
-					return err
-				}
-				defer res.Close()
-				if output == "" {
-					_, err = io.Copy(e.term.Out, res)
-					return err
-				}
-				return writeWhole(output, res)
-			})
+			return e.writeArchive("save", output, func(c *client.Client) (io.ReadCloser, error) { return c.ImageSave(ctx, args) })
 		}),
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "", "write to `file`")
 	return cmd
+}
+
+// writeArchive writes what the daemon answers to a file, or to standard output,
+// which must not be a terminal.
+func (e *env) writeArchive(verb, output string, get func(*client.Client) (io.ReadCloser, error)) error {
+	if output == "" && e.term.OutputFile() != nil {
+		return fault.New(fault.Invalid, "%s: an archive does not belong on a terminal", verb).Hint("name a file with -o FILE")
+	}
+	return e.withDocker(func(c *client.Client) error {
+		res, err := get(c)
+		if err != nil {
+			return err
+		}
+		defer res.Close()
+		if output == "" {
+			_, err = io.Copy(e.term.Out, res)
+			return err
+		}
+		return writeWhole(output, res)
+	})
 }
 
 // writeWhole writes a file that is there as a whole or not at all.

@@ -239,7 +239,7 @@ func (s *Server) runExec(ctx context.Context, e *execSession, size *[2]uint, str
 	switch {
 	case e.engineID == "":
 		close(e.running)
-		e.code = startCode(err)
+		e.code = engine.StartCode(err)
 	case err != nil: // its caller or its runner is gone, and it was killed
 		e.code = codeKilled
 	}

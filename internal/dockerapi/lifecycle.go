@@ -6,7 +6,6 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -67,29 +66,13 @@ func (s *Server) start(ctx context.Context, c engine.Container) error {
 	return startError("failed to create task for container", err)
 }
 
-// Exit codes of programs that could not be started, as a shell has them.
-const (
-	codeCannotRun = 126
-	codeNotFound  = 127
-	codeNoStart   = 128
-	codeKilled    = 128 + int(unix.SIGKILL)
-)
-
-// startCode is the exit code for a failed start.
-func startCode(err error) int {
-	switch msg := err.Error(); {
-	case strings.Contains(msg, "executable file not found"), strings.Contains(msg, "no such file or directory"):
-		return codeNotFound
-	case strings.Contains(msg, "permission denied"), strings.Contains(msg, "is a directory"), strings.Contains(msg, "exec format error"):
-		return codeCannotRun
-	}
-	return codeNoStart
-}
+// codeKilled is the exit code of what SIGKILL ended.
+const codeKilled = 128 + int(unix.SIGKILL)
 
 // startError gives a program that cannot be run Docker's status, from which
 // clients derive the exit codes 126 and 127.
 func startError(what string, err error) error {
-	if startCode(err) == codeNoStart {
+	if engine.StartCode(err) == engine.ExitNoStart {
 		return err
 	}
 	return fault.New(fault.Invalid, "%s: %w", what, err)

@@ -158,7 +158,7 @@ func TestSmallParsers(t *testing.T) {
 	}
 	for msg, want := range map[string]int{`exec: "x": executable file not found in $PATH`: 127, "stat /x: no such file or directory": 127,
 		"exec /x: permission denied": 126, "exec format error": 126, `exec: "/etc": is a directory`: 126, "something else": 128} {
-		if got := startCode(errors.New(msg)); got != want {
+		if got := engine.StartCode(errors.New(msg)); got != want {
 			t.Errorf("startCode %s: %d", msg, got)
 		}
 	}

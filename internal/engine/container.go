@@ -18,12 +18,24 @@ import (
 	"github.com/ferryos/ferry/internal/fault"
 )
 
-// Exit codes of containers that did not start, as a shell has them.
+// Exit codes of programs that could not be started, as a shell has them.
 const (
 	exitCannotRun = 126
 	exitNotFound  = 127
-	exitNoStart   = 128
+	ExitNoStart   = 128 // it was not even tried
 )
+
+// StartCode is the exit code of a container or exec that could not be started.
+// The kernel's reason comes from another process, as text alone.
+func StartCode(err error) int {
+	switch msg := err.Error(); {
+	case strings.Contains(msg, "executable file not found"), strings.Contains(msg, "no such file or directory"):
+		return exitNotFound
+	case strings.Contains(msg, "permission denied"), strings.Contains(msg, "exec format error"), strings.Contains(msg, "is a directory"):
+		return exitCannotRun
+	}
+	return ExitNoStart
+}
 
 // containerRecord is what is kept of a container on disk.
 type containerRecord struct {
@@ -288,13 +300,6 @@ func (e *Engine) launch(ctx context.Context, c *container, client *runner.Client
 
 // startFailed accounts for a container that could not start.
 func (e *Engine) startFailed(ctx context.Context, c *container, client *runner.Client, cause error) error {
-	code := exitNoStart
-	switch msg := cause.Error(); {
-	case strings.Contains(msg, "executable file not found"), strings.Contains(msg, "no such file or directory"):
-		code = exitNotFound
-	case strings.Contains(msg, "permission denied"), strings.Contains(msg, "exec format error"), strings.Contains(msg, "is a directory"):
-		code = exitCannotRun
-	}
 	c.mu.Lock()
 	if c.rec.Container.State.alive() {
 		c.rec.Container.State = StateCreated // so that the exit that Delete brings about does not count
@@ -307,7 +312,7 @@ func (e *Engine) startFailed(ctx context.Context, c *container, client *runner.C
 	c.mu.Lock()
 	c.starting, c.early = false, nil
 	closeOnce(c.placed)
-	snapshot := e.recordExit(c, runner.Exit{Code: code, FinishedAt: time.Now(), Error: cause.Error()}, ReasonStartError)
+	snapshot := e.recordExit(c, runner.Exit{Code: StartCode(cause), FinishedAt: time.Now(), Error: cause.Error()}, ReasonStartError)
 	c.mu.Unlock()
 	e.publish(EventExited, c.pod.snapshot(), &snapshot)
 	return err

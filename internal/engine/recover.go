@@ -253,7 +253,7 @@ func (e *Engine) takeUp(ctx context.Context, client *runner.Client, s runner.Sta
 			e.opt.Log.Error("take back an unfinished start", "container", s.ID, "error", err)
 		}
 		if c != nil && c.snapshot().State.alive() {
-			e.containerExited(c, runner.Exit{Code: exitNoStart, FinishedAt: time.Now(), Error: "the daemon ended during its start"})
+			e.containerExited(c, runner.Exit{Code: ExitNoStart, FinishedAt: time.Now(), Error: "the daemon ended during its start"})
 		}
 		return
 	}

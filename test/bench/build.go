@@ -45,16 +45,7 @@ func stepped(dir string) error {
 
 // builds measures a Dockerfile of 20 steps beside Debian's Docker: each of its
 // steps anew, and again with nothing changed.
-func (b *bench) builds(m *machine.Machine) (err error) {
-	docker, err := startDocker(m.Dir)
-	if err != nil {
-		return fmt.Errorf("docker, the peer: %w", err)
-	}
-	defer func() {
-		if stopErr := docker.stop(); err == nil {
-			err = stopErr
-		}
-	}()
+func (b *bench) builds(m *machine.Machine, docker *dockerd) error {
 	if err := docker.loadFrom(m, "box"); err != nil {
 		return err
 	}

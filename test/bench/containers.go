@@ -35,16 +35,7 @@ type engine struct {
 }
 
 // containers measures containers beside Debian's Docker.
-func (b *bench) containers(m *machine.Machine) (err error) {
-	docker, err := startDocker(m.Dir)
-	if err != nil {
-		return fmt.Errorf("docker, the peer: %w", err)
-	}
-	defer func() {
-		if stopErr := docker.stop(); err == nil {
-			err = stopErr
-		}
-	}()
+func (b *bench) containers(m *machine.Machine, docker *dockerd) error {
 	if err := docker.loadFrom(m, "box"); err != nil {
 		return err
 	}

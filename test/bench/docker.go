@@ -21,6 +21,17 @@ type dockerd struct {
 	root string
 }
 
+// besideDocker is a measurement that needs a Docker daemon beside, which it ends.
+func besideDocker(measure func(*machine.Machine, *dockerd) error) func(*machine.Machine) error {
+	return func(m *machine.Machine) error {
+		docker, err := startDocker(m.Dir)
+		if err != nil {
+			return fmt.Errorf("docker, the peer: %w", err)
+		}
+		return errors.Join(measure(m, docker), docker.stop())
+	}
+}
+
 // startDocker installs Debian's Docker if it is missing, and starts it.
 func startDocker(dir string) (*dockerd, error) {
 	if _, err := os.Stat("/usr/sbin/dockerd"); err != nil {

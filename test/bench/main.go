@@ -68,8 +68,8 @@ func run(ctx context.Context, bin, out string, cold bool, only string) error {
 // only measures one thing, for who works on it.
 func (b *bench) only(ctx context.Context, what string) error {
 	parts := map[string]func(*machine.Machine) error{
-		"pods": func(m *machine.Machine) error { return b.pods(ctx, m) }, "containers": b.containers, "build": b.builds,
-		"cri": func(m *machine.Machine) error { return b.cri(ctx, m) }, "pull": b.pulls}
+		"pods": func(m *machine.Machine) error { return b.pods(ctx, m) }, "containers": besideDocker(b.containers),
+		"build": besideDocker(b.builds), "cri": func(m *machine.Machine) error { return b.cri(ctx, m) }, "pull": besideDocker(b.pulls)}
 	part, known := parts[what]
 	if !known {
 		return fmt.Errorf("-only %s: none of pods, containers, build, cri and pull", what)
@@ -219,13 +219,13 @@ func (b *bench) running(ctx context.Context) error {
 		if err := b.pods(ctx, m); err != nil {
 			return err
 		}
-		if err := b.containers(m); err != nil {
+		if err := besideDocker(b.containers)(m); err != nil {
 			return err
 		}
-		if err := b.pulls(m); err != nil {
+		if err := besideDocker(b.pulls)(m); err != nil {
 			return err
 		}
-		if err := b.builds(m); err != nil {
+		if err := besideDocker(b.builds)(m); err != nil {
 			return err
 		}
 		return b.cri(ctx, m)

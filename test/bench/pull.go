@@ -34,16 +34,7 @@ const (
 
 // pulls measures pulling and unpacking a large image from a registry on
 // loopback, which is this process, for both engines the same files.
-func (b *bench) pulls(m *machine.Machine) (err error) {
-	docker, err := startDocker(m.Dir)
-	if err != nil {
-		return fmt.Errorf("docker, the peer: %w", err)
-	}
-	defer func() {
-		if stopErr := docker.stop(); err == nil {
-			err = stopErr
-		}
-	}()
+func (b *bench) pulls(m *machine.Machine, docker *dockerd) (err error) {
 	image, err := makeImage(filepath.Join(m.Dir, "large"))
 	if err != nil {
 		return err

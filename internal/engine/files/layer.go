@@ -164,35 +164,13 @@ func (w *layerWalk) children(ctx context.Context, f *os.File, at string, depth i
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	dir, err := os.Open(procPath(f))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return err
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		if err := w.entry(ctx, dir, name, path.Join(at, name), depth); err != nil {
-			return err
-		}
-	}
-	return nil
+	called := func(name string) string { return path.Join(at, name) }
+	return eachEntry(f, called, func(at string, entry *os.File) error { return w.entry(ctx, at, entry, depth) })
 }
 
-func (w *layerWalk) entry(ctx context.Context, dir *os.File, name, at string, depth int) error {
-	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if errors.Is(err, unix.ENOENT) {
-		return nil // removed since
-	}
-	if err != nil {
-		return &fs.PathError{Op: "open", Path: at, Err: err}
-	}
-	e := layerEntry{path: at, kind: Added, file: os.NewFile(uintptr(fd), at)}
-	defer e.file.Close()
-	if e.stat, err = statOf(e.file); err != nil {
+func (w *layerWalk) entry(ctx context.Context, at string, f *os.File, depth int) (err error) {
+	e := layerEntry{path: at, kind: Added, file: f}
+	if e.stat, err = statOf(f); err != nil {
 		return err
 	}
 	was, existed, err := w.lowerStat(at)

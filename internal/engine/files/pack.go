@@ -153,22 +153,8 @@ type zeros struct{}
 func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
 
 func (p *packer) addContent(ctx context.Context, f *os.File, as string, depth int) error {
-	dir, err := os.Open(procPath(f))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return err
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		if err := p.addEntry(ctx, dir, name, below(as, name), depth+1); err != nil {
-			return err
-		}
-	}
-	return nil
+	called := func(name string) string { return below(as, name) }
+	return eachEntry(f, called, func(as string, entry *os.File) error { return p.add(ctx, entry, as, depth+1) })
 }
 
 // below is the name of an entry of the directory that is called dir. It is not
@@ -180,17 +166,39 @@ func below(dir, name string) string {
 	return dir + "/" + name
 }
 
-func (p *packer) addEntry(ctx context.Context, dir *os.File, name, as string, depth int) error {
+// eachEntry visits what is in a directory in the order of names, open as a path
+// until visit returns, by what called makes of its name. What is removed meanwhile
+// is left out.
+func eachEntry(f *os.File, called func(name string) string, visit func(at string, entry *os.File) error) error {
+	dir, err := os.Open(procPath(f))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		if err := visitEntry(dir, name, called(name), visit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func visitEntry(dir *os.File, name, at string, visit func(at string, entry *os.File) error) error {
 	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) {
 		return nil // removed since
 	}
 	if err != nil {
-		return &fs.PathError{Op: "open", Path: as, Err: err}
+		return &fs.PathError{Op: "open", Path: at, Err: err}
 	}
-	f := os.NewFile(uintptr(fd), as)
-	defer f.Close()
-	return p.add(ctx, f, as, depth)
+	entry := os.NewFile(uintptr(fd), at)
+	defer entry.Close()
+	return visit(at, entry)
 }
 
 func ignoreEOF(err error) error {

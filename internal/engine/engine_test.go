@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -219,22 +220,23 @@ func TestNothingLeft(t *testing.T) {
 		if err := m.Store.GC(ctx); err != nil {
 			t.Fatal(err)
 		}
-		entries, err := os.ReadDir(filepath.Join(m.Dir(), "store", "snapshots", "snapshots"))
-		if err != nil {
+		shared, err1 := os.ReadDir(filepath.Join(m.Dir(), "store", "snapshots", "snapshots"))
+		own, err2 := os.ReadDir(filepath.Join(m.Dir(), "store", "containers"))
+		if err := errors.Join(err1, err2); err != nil {
 			t.Fatal(err)
 		}
-		return len(entries)
+		return len(shared) + len(own)
 	}
 	before := count()
 	pod, c := m.Run(engine.ContainerSpec{Name: "c", Command: []string{"sh", "-c", "echo x > /x; sleep 100"}})
-	if n := count(); n != before+1 {
-		t.Errorf("%d snapshots while it runs, %d before", n, before)
+	if n := count(); n != before+2 { // and a pin on the image's layers
+		t.Errorf("%d layers while it runs, %d before", n, before)
 	}
 	if err := m.RemovePod(ctx, pod.ID); err != nil {
 		t.Fatal(err)
 	}
-	if n := count(); n != before {
-		t.Errorf("%d snapshots after, %d before", n, before)
+	if n := count(); n != before+1 {
+		t.Errorf("%d layers after, %d before", n, before)
 	}
 	if _, err := m.Container(ctx, c.ID); !fault.Is(err, fault.NotFound) {
 		t.Errorf("container: %v", err)

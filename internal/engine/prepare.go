@@ -145,7 +145,7 @@ func (e *Engine) mountRootfs(ctx context.Context, id string, users *Users) (stri
 	if err != nil || mounted {
 		return dir, err
 	}
-	mounts, err := e.opt.Store.RootfsMounts(ctx, id)
+	mounts, err := e.opt.Store.RootfsMounts(id)
 	if err != nil {
 		return "", err
 	}

@@ -83,7 +83,7 @@ while true; do sleep 0.1; done`},
 	if err := syscall.Stat(filepath.Join(shared, "made"), &st); err != nil || st.Uid != 0 {
 		t.Errorf("a file made in a mapped volume is user %d's, %v", st.Uid, err)
 	}
-	made, err := filepath.Glob(filepath.Join(m.Dir(), "store/snapshots/snapshots/*/fs/made"))
+	made, err := filepath.Glob(filepath.Join(m.Dir(), "store/containers/*/fs/made"))
 	if err != nil || len(made) != 1 {
 		t.Fatalf("the file in the writable layer: %v, %v", made, err)
 	}

@@ -69,6 +69,7 @@ func newFerry(t *testing.T, prepare ...func(*machine.Machine)) *ferry {
 	t.Cleanup(func() { f.Client.Close() })
 	f.up()
 	f.loadBox()
+	f.keepBox()
 	time.Sleep(2 * time.Second) // network namespaces are made ahead of time; let there be all of them
 	return f
 }
@@ -117,6 +118,19 @@ func (f *ferry) loadBox() {
 	}
 	if err == nil {
 		_, err = f.ImageRemove(f.t.Context(), ref, client.ImageRemoveOptions{})
+	}
+	if err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// keepBox makes a first container of box: from then on its layers are kept for
+// all that follow.
+func (f *ferry) keepBox() {
+	f.t.Helper()
+	id, err := f.create(f.t.Context(), "first", "true")
+	if err == nil {
+		err = f.discard(f.t.Context(), id)
 	}
 	if err != nil {
 		f.t.Fatal(err)

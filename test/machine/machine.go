@@ -362,6 +362,7 @@ func (m *Machine) Inventory() map[string][]string {
 		"network namespaces": list(run("netns")),
 		"records":            list(data("engine/pods"), data("engine/containers")),
 		"leases":             list(data("network/leases")),
+		"writable layers":    list(data("images/containers")),
 		"snapshots":          list(data("images/snapshots/snapshots")),
 		"blobs":              list(data("images/content/blobs/sha256")),
 		"unfinished pulls":   list(data("images/content/ingest")),

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -141,15 +142,11 @@ func (s *Store) Changes(ctx context.Context, container string, placeholders []st
 // withLayer calls f with a container's writable layer. ctx has a lease, in
 // which what the layer lies on is mounted meanwhile.
 func (s *Store) withLayer(ctx context.Context, container string, placeholders []string, f func(files.Layer) error) (err error) {
-	info, err := s.snapshotter.Stat(ctx, container)
+	chain, _, err := s.writableOf(container)
 	if err != nil {
-		return asFault(err)
+		return err
 	}
-	mounts, err := s.snapshotter.Mounts(ctx, container)
-	if err != nil {
-		return asFault(err)
-	}
-	upper, err := files.Open(upperDir(mounts))
+	upper, err := files.Open(filepath.Join(s.writableDir(container), upperName))
 	if err != nil {
 		return err
 	}
@@ -159,9 +156,9 @@ func (s *Store) withLayer(ctx context.Context, container string, placeholders []
 		return err
 	}
 	defer func() { err = errors.Join(err, os.Remove(dir)) }()
-	if info.Parent != "" {
+	if chain != "" {
 		key := "below-" + container + "-" + rand.Text()
-		below, err := s.snapshotter.View(ctx, key, info.Parent)
+		below, err := s.snapshotter.View(ctx, key, chain)
 		if err != nil {
 			return asFault(err)
 		}
@@ -178,18 +175,6 @@ func (s *Store) withLayer(ctx context.Context, container string, placeholders []
 	}
 	defer lower.Close()
 	return f(files.Layer{Upper: upper, Lower: lower, Placeholders: placeholders})
-}
-
-// upperDir is the directory that a writable snapshot's mount writes to.
-func upperDir(mounts []Mount) string {
-	for _, m := range mounts {
-		for _, option := range m.Options {
-			if dir, ok := strings.CutPrefix(option, "upperdir="); ok {
-				return dir
-			}
-		}
-	}
-	return mounts[0].Source // on nothing: a bind mount
 }
 
 // newLayer is a layer that was just written.

@@ -79,6 +79,9 @@ func (c *collector) stop() {
 // removed ones.
 func (s *Store) GC(ctx context.Context) error {
 	ctx = namespaced(ctx)
+	if err := s.collectWritables(ctx); err != nil {
+		return fmt.Errorf("garbage collection: %w", err)
+	}
 	if _, err := s.db.GarbageCollect(ctx); err != nil {
 		return fmt.Errorf("garbage collection: %w", err)
 	}

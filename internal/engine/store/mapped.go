@@ -52,14 +52,14 @@ func (s *Store) MountMapped(mounts []Mount, dir string, users Users) (err error)
 			Hint("see /proc/sys/user/max_user_namespaces, or run without a user namespace")
 	}
 	defer ns.Close()
-	// overlayfs itself cannot be mapped, its layers can. All of them lie below one
-	// directory, which is mapped once, beside, until the overlay has them.
+	// overlayfs itself cannot be mapped, its layers can. All of them lie below the
+	// store's root, which is mapped once, beside, until the overlay has them.
 	mapped, err := os.MkdirTemp(s.tmp(), "mapped-")
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, UnmountAll(mapped), os.Remove(mapped)) }()
-	if err := mount.IDMapMount(s.layers(), mapped, int(ns.Fd())); err != nil {
+	if err := mount.IDMapMount(s.opt.Root, mapped, int(ns.Fd())); err != nil {
 		return fault.New(fault.Unsupported, "map the ids of layers: %w", err).
 			Hint("user namespaces need Linux 5.19 or later and dataDir on ext4, xfs or btrfs")
 	}
@@ -75,17 +75,14 @@ func (s *Store) MountMapped(mounts []Mount, dir string, users Users) (err error)
 	return mount.All(there, dir)
 }
 
-// layers is where the snapshotter keeps every layer.
-func (s *Store) layers() string { return filepath.Join(s.opt.Root, "snapshots", "snapshots") }
-
-// moved is a mount's option or source with its paths below layers moved below to.
+// moved is a mount's option or source with its paths in the store moved below to.
 func (s *Store) moved(option, to string) string {
-	return strings.ReplaceAll(option, s.layers()+"/", to+"/")
+	return strings.ReplaceAll(option, s.opt.Root+"/", to+"/")
 }
 
 // CheckMapped reports why MountMapped cannot work on this machine; nil if it can.
 func (s *Store) CheckMapped() (err error) {
-	base, err := os.MkdirTemp(s.layers(), "check-")
+	base, err := os.MkdirTemp(s.writablesDir(), newPrefix+"check-")
 	if err != nil {
 		return err
 	}

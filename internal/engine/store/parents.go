@@ -56,16 +56,6 @@ func (l *layer) inheritParents(ctx context.Context, dir string) (err error) {
 	return nil
 }
 
-// directories are those of a read-only mount of layers, the uppermost first.
-func directories(m Mount) []string {
-	for _, o := range m.Options {
-		if list, ok := strings.CutPrefix(o, "lowerdir="); ok {
-			return strings.Split(list, ":")
-		}
-	}
-	return []string{m.Source}
-}
-
 // inherit copies the attributes of a directory from the first layer that has
 // it. os.Root keeps whatever the names and links of a layer try within the layer.
 func inherit(upper *os.Root, lowers []*os.Root, name string) error {

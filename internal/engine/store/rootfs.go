@@ -4,11 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/continuity/fs"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -47,7 +52,7 @@ func (s *Store) PrepareRootfs(ctx context.Context, id, image string) ([]Mount, e
 	if err := s.ensureUnpacked(ctx, img); err != nil {
 		return nil, err
 	}
-	mounts, err := s.snapshotter.Prepare(ctx, id, img.ChainID(), rooted())
+	mounts, err := s.makeWritable(ctx, id, img.ChainID())
 	if err != nil {
 		return nil, asFault(fmt.Errorf("writable layer on %s: %w", image, err))
 	}
@@ -55,18 +60,21 @@ func (s *Store) PrepareRootfs(ctx context.Context, id, image string) ([]Mount, e
 }
 
 // RootfsMounts returns the mounts of a container's root.
-func (s *Store) RootfsMounts(ctx context.Context, id string) ([]Mount, error) {
-	mounts, err := s.snapshotter.Mounts(namespaced(ctx), id)
+func (s *Store) RootfsMounts(id string) ([]Mount, error) {
+	_, below, err := s.writableOf(id)
 	if err != nil {
-		return nil, asFault(fmt.Errorf("writable layer of %s: %w", id, err))
+		return nil, err
 	}
-	return mounts, nil
+	return s.writableMounts(id, below), nil
 }
 
 // RemoveRootfs removes a container's writable layer, which is not mounted any
-// more. Its files go in the background. Idempotent.
+// more, or a view. Its files go in the background. Idempotent.
 func (s *Store) RemoveRootfs(ctx context.Context, id string) error {
-	err := s.snapshotter.Remove(namespaced(ctx), id)
+	removed, err := s.removeWritable(id)
+	if err == nil && !removed {
+		err = s.snapshotter.Remove(namespaced(ctx), id)
+	}
 	if err != nil && !errdefs.IsNotFound(err) {
 		return asFault(fmt.Errorf("remove writable layer of %s: %w", id, err))
 	}
@@ -76,9 +84,13 @@ func (s *Store) RemoveRootfs(ctx context.Context, id string) error {
 
 // Layers returns what PrepareRootfs and ViewImage made and was not removed.
 func (s *Store) Layers(ctx context.Context) ([]string, error) {
-	var keys []string
+	s.writable.mu.Lock()
+	keys := slices.Collect(maps.Keys(s.writable.chain))
+	s.writable.mu.Unlock()
 	err := s.snapshotter.Walk(namespaced(ctx), func(_ context.Context, sn snapshots.Info) error {
-		keys = append(keys, sn.Name)
+		if !strings.HasPrefix(sn.Name, pinPrefix) {
+			keys = append(keys, sn.Name)
+		}
 		return nil
 	}, fmt.Sprintf("labels.%q", labelRoot))
 	if err != nil {
@@ -89,15 +101,26 @@ func (s *Store) Layers(ctx context.Context) ([]string, error) {
 
 // RootfsUsage is what a container wrote.
 func (s *Store) RootfsUsage(ctx context.Context, id string) (Usage, error) {
-	usage, err := s.snapshotter.Usage(namespaced(ctx), id)
-	return usage, asFault(err)
+	if _, _, err := s.writableOf(id); err != nil {
+		return Usage{}, err
+	}
+	usage, err := fs.DiskUsage(ctx, filepath.Join(s.writableDir(id), upperName))
+	return Usage(usage), err
 }
 
 // RootfsSize is what a container's root holds in all, its image's layers included.
 func (s *Store) RootfsSize(ctx context.Context, id string) (int64, error) {
+	key, _, err := s.writableOf(id)
+	if err != nil {
+		return 0, err
+	}
+	own, err := s.RootfsUsage(ctx, id)
+	if err != nil {
+		return 0, err
+	}
 	ctx = namespaced(ctx)
-	var total int64
-	for key := id; key != ""; {
+	total := own.Size
+	for key != "" {
 		info, err := s.snapshotter.Stat(ctx, key)
 		if err != nil {
 			return 0, asFault(err)

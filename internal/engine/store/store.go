@@ -8,9 +8,10 @@
 // processes.
 //
 // What keeps a thing from garbage collection: an image its name; a layer the
-// image's configuration (label gc.ref.snapshot); a container's writable layer a
-// label gc.root of its own; what is being made a lease, which the next Start
-// ends should its maker die.
+// image's configuration (label gc.ref.snapshot), or a pin where a container lies
+// on it; a container's writable layer its container; a view a label gc.root of
+// its own; what is being made a lease, which the next Start ends should its
+// maker die.
 package store
 
 import (
@@ -85,15 +86,18 @@ type Store struct {
 	db          *metadata.DB
 	snapshotter snapshots.Snapshotter
 	overlay     snapshots.Snapshotter // beneath snapshotter
-	applier     diff.Applier          // BuildKit's; see unpack.go for the store's own way
-	images      images.Store
-	leases      leases.Manager
+	// overlayOptions are those of a mount of a writable layer.
+	overlayOptions []string
+	applier        diff.Applier // BuildKit's; see unpack.go for the store's own way
+	images         images.Store
+	leases         leases.Manager
 
 	known    knownImages
 	unpacked keyedMutex // by chain ID or artifact: who makes the snapshot
 	fetching keyedMutex // by digest: who downloads the blob
 	clients  clients
 	used     usage
+	writable writables
 	collect  collector
 }
 
@@ -147,6 +151,10 @@ func (s *Store) Start(ctx context.Context) (err error) {
 	s.applier = apply.NewFileSystemApplier(s.db.ContentStore())
 	s.used.load(s.usedFile(), s.opt.Log)
 	s.collect.start(ctx, s)
+	s.overlayOptions = overlayOptions()
+	if err := s.loadWritables(ctx); err != nil {
+		return errors.Join(fmt.Errorf("image store: %w", err), s.Stop(ctx))
+	}
 	s.sweep(ctx)
 	return nil
 }

@@ -206,13 +206,21 @@ func (c *container) signal(sig syscall.Signal, all bool) error {
 // initName is what libcontainer calls the process that becomes the container's program.
 const initName = "runc:[2:INIT]\n"
 
-// programTime is how long a signal waits for the program to be in place.
+// programTime is how long a signal, or who asks for the processes, waits for
+// the program to be in place.
 const programTime = 2 * time.Second
 
 // awaitProgram waits until the container's program has taken the place of
 // libcontainer's, which is let go some time before: as process 1 it would not
-// die of a signal, as the program may, but end with Go's own exit code 2.
+// die of a signal, as the program may, but end with Go's own exit code 2, and
+// it is nothing to show.
 func (c *container) awaitProgram() {
+	c.mu.Lock()
+	started := !c.startedAt.IsZero()
+	c.mu.Unlock()
+	if !started {
+		return
+	}
 	for deadline := time.Now().Add(programTime); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", c.pid))
 		if err != nil || string(name) != initName {

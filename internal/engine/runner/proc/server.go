@@ -185,6 +185,7 @@ func (s *server) simple(req runner.Request) (any, error) {
 	case runner.OpReopen:
 		return nil, c.reopenLog()
 	case runner.OpPids:
+		c.awaitProgram()
 		return c.ctr.Processes()
 	case runner.OpDelete:
 		return nil, s.delete(c, t.Force)

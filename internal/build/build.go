@@ -70,6 +70,7 @@ type kit struct {
 	controller *control.Controller
 	server     *grpc.Server
 	databases  []interface{ Close() error }
+	unsynced   *unsynced
 	stopping   chan struct{}
 
 	// background runs f on a goroutine; its context ends at stop, which waits for it.
@@ -79,8 +80,12 @@ type kit struct {
 	local      *pipes // leads to server, for clients in this process
 }
 
-// cacheFile is the solver's database below Options.Root.
-const cacheFile = "cache.db"
+// BuildKit's databases below Options.Root.
+const (
+	cacheFile   = "cache.db"           // the solver's
+	historyFile = "history.db"         // of builds
+	recordsFile = "worker/metadata.db" // of the cache's records
+)
 
 // New returns a Builder.
 func New(opt Options) *Builder { return &Builder{opt: opt} }
@@ -108,7 +113,7 @@ func (b *Builder) Stop(context.Context) error {
 	k.cancel()
 	k.server.Stop()
 	k.work.Wait()
-	errs := []error{k.controller.Close()}
+	errs := []error{k.unsynced.stop(), k.controller.Close()}
 	for _, db := range k.databases {
 		errs = append(errs, db.Close())
 	}
@@ -179,6 +184,10 @@ func (b *Builder) newKit(ctx context.Context) (_ *kit, err error) {
 	if k.sessions, err = session.NewManager(); err != nil {
 		return nil, err
 	}
+	cachePath, historyPath, recordsPath := filepath.Join(b.opt.Root, cacheFile), filepath.Join(b.opt.Root, historyFile), filepath.Join(b.opt.Root, recordsFile)
+	if k.unsynced, err = newUnsynced(b.opt.Root, b.opt.Log, cachePath, historyPath, recordsPath); err != nil {
+		return nil, err
+	}
 	opt, err := b.workerOptions(ctx, k)
 	if err != nil {
 		return nil, err
@@ -195,16 +204,17 @@ func (b *Builder) newKit(ctx context.Context) (_ *kit, err error) {
 	if err != nil {
 		return nil, err
 	}
-	cache, err := bboltcachestorage.NewStore(filepath.Join(b.opt.Root, cacheFile))
+	cache, err := bboltcachestorage.NewStore(cachePath)
 	if err != nil {
 		return nil, err
 	}
 	k.databases = append(k.databases, cache)
-	history, err := bolt.Open(filepath.Join(b.opt.Root, "history.db"), 0o600, &bolt.Options{FreelistType: bolt.FreelistMapType, NoFreelistSync: true})
+	history, err := bolt.Open(historyPath, 0o600, &bolt.Options{FreelistType: bolt.FreelistMapType, NoFreelistSync: true})
 	if err != nil {
 		return nil, err
 	}
 	k.databases = append(k.databases, history)
+	k.unsynced.databases = []transactor{opt.MetadataStore.DB(), history}
 	k.controller, err = control.NewController(control.Opt{
 		SessionManager: k.sessions, WorkerController: workers,
 		Frontends: frontends(gatewayFrontend, forwarder.NewGatewayForwarder(workers.Infos(), dockerfile.Build)),
@@ -223,7 +233,7 @@ func (b *Builder) newKit(ctx context.Context) (_ *kit, err error) {
 	if err != nil {
 		return nil, err
 	}
-	k.server = grpc.NewServer(grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor), grpc.ChainStreamInterceptor(grpcerrors.StreamServerInterceptor))
+	k.server = grpc.NewServer(grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor, k.unsynced.unary), grpc.ChainStreamInterceptor(grpcerrors.StreamServerInterceptor, k.unsynced.stream))
 	k.controller.Register(k.server)
 	base, cancel := context.WithCancel(ctx)
 	k.cancel = cancel

@@ -41,7 +41,7 @@ func (b *Builder) workerOptions(ctx context.Context, k *kit) (base.WorkerOpt, er
 	if err != nil {
 		return base.WorkerOpt{}, err
 	}
-	meta, err := metadata.NewStore(filepath.Join(root, "metadata.db"))
+	meta, err := metadata.NewStore(filepath.Join(b.opt.Root, recordsFile))
 	if err != nil {
 		return base.WorkerOpt{}, err
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/engine/runner"
+	"github.com/ferryos/ferry/internal/engine/runner/oom"
 	"github.com/ferryos/ferry/internal/fault"
 )
 
@@ -31,7 +32,7 @@ type container struct {
 	main   *process
 	pid    int
 	tty    bool
-	oom    *oomCounter
+	oom    *oom.Counter
 
 	// exited is closed, under server.mu, once exit is set.
 	exited chan struct{}
@@ -95,7 +96,7 @@ func newContainer(s *server, r runner.CreateRequest) (_ *container, err error) {
 	}
 	filter.keep()
 	c.pid, _ = c.main.lib.Pid()
-	if c.oom, err = newOOMCounter(ctr); err != nil {
+	if c.oom, err = openOOM(ctr); err != nil {
 		c.main.kill()
 		c.main.wait()
 		c.main.drain()
@@ -121,7 +122,7 @@ func (c *container) reap() {
 	c.mu.Lock()
 	startedAt := c.startedAt
 	c.mu.Unlock()
-	exit := runner.Exit{Code: code, OOMKilled: c.oom.kills() > 0, StartedAt: startedAt, FinishedAt: time.Now()}
+	exit := runner.Exit{Code: code, OOMKilled: c.oom.Kills() > 0, StartedAt: startedAt, FinishedAt: time.Now()}
 	// On disk first: should this process be killed, the exit is known.
 	if err := runner.WriteExit(c.server.dir, c.id, exit); err != nil {
 		fmt.Fprintf(os.Stderr, "container %s: record its exit: %v\n", c.id, err)
@@ -170,7 +171,7 @@ func (c *container) start() error {
 		return startError(c.id, err)
 	}
 	c.server.announce(runner.Event{Type: runner.EventStart, ID: c.id}, nil)
-	c.oom.watch(c.ctr, func() {
+	watchOOM(c.oom, c.ctr, func() {
 		c.server.announce(runner.Event{Type: runner.EventOOM, ID: c.id}, nil)
 	})
 	return nil

@@ -1,18 +1,14 @@
 package proc
 
 import (
-	"bufio"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runc/libcontainer"
 
 	"github.com/ferryos/ferry/internal/engine/runner"
+	"github.com/ferryos/ferry/internal/engine/runner/oom"
 )
 
 // stats reads a container's usage from its cgroup.
@@ -57,77 +53,31 @@ func ioCounts(in []cgroups.BlkioStatEntry) []runner.IO {
 	return out
 }
 
-// oomCounter counts the out-of-memory kills in a container's cgroup.
-type oomCounter struct {
-	file    *os.File // memory.oom_control (v1) or memory.events (v2); nil without a memory controller
-	unified bool     // v2
-	limit   bool
-}
-
-func newOOMCounter(ctr *libcontainer.Container) (*oomCounter, error) {
+// openOOM returns what counts the out-of-memory kills in a container's cgroup.
+func openOOM(ctr *libcontainer.Container) (*oom.Counter, error) {
 	st, err := ctr.State()
 	if err != nil {
 		return nil, err
 	}
-	o := &oomCounter{limit: ctr.Config().Cgroups.Resources.Memory > 0}
-	for _, path := range []string{
-		filepath.Join(st.CgroupPaths["memory"], "memory.oom_control"), filepath.Join(st.CgroupPaths[""], "memory.events"),
-	} {
-		if !filepath.IsAbs(path) {
-			continue
-		}
-		if f, err := os.Open(path); err == nil {
-			o.file, o.unified = f, filepath.Base(path) == "memory.events"
-			break
-		}
+	var files []string
+	if dir := st.CgroupPaths["memory"]; dir != "" { // v1
+		files = append(files, filepath.Join(dir, "memory.oom_control"))
 	}
-	return o, nil
+	if dir := st.CgroupPaths[""]; dir != "" {
+		files = append(files, filepath.Join(dir, "memory.events"))
+	}
+	return oom.Open(files...), nil
 }
 
-// kills returns how many processes were killed for memory, and lets go of the file.
-func (o *oomCounter) kills() int {
-	if o.file == nil {
-		return 0
-	}
-	defer o.file.Close()
-	n, err := o.count()
-	if err != nil {
-		return 0
-	}
-	return n
-}
-
-// count returns how many processes were killed for memory so far.
-func (o *oomCounter) count() (int, error) {
-	lines := bufio.NewScanner(io.NewSectionReader(o.file, 0, 1<<16))
-	for lines.Scan() {
-		if n, found := strings.CutPrefix(lines.Text(), "oom_kill "); found {
-			return strconv.Atoi(n)
-		}
-	}
-	return 0, lines.Err()
-}
-
-// watch calls f at each out-of-memory kill from now on. Only a container with a
-// limit of its own is watched: the watch holds a thread.
-func (o *oomCounter) watch(ctr *libcontainer.Container, f func()) {
-	if !o.limit || o.file == nil {
+// watchOOM calls f at each out-of-memory kill from now on. Only a container with
+// a limit of its own is watched: the watch holds a thread.
+func watchOOM(kills *oom.Counter, ctr *libcontainer.Container, f func()) {
+	if ctr.Config().Cgroups.Resources.Memory <= 0 || !kills.Counts() {
 		return
 	}
-	kills, err := ctr.NotifyOOM()
+	notifications, err := ctr.NotifyOOM()
 	if err != nil {
 		return // the exit still tells
 	}
-	go func() { // ends when the cgroup is removed
-		seen := 0
-		for range kills {
-			// Once there was a kill, v2 tells of every time that the limit is reached.
-			// v1 tells of a kill before it is counted.
-			now, err := o.count()
-			if err != nil || now > seen || !o.unified { // no longer to be read: it was the last
-				seen = now
-				f()
-			}
-		}
-	}()
+	go kills.Follow(notifications, f) // ends when the cgroup is removed
 }

@@ -50,6 +50,11 @@ func TestSettings(t *testing.T) {
 			h.DeviceCgroupRules = []string{"c 1:5 rwm"}
 		}, "3\nrefused\n"},
 		{"host name", "hostname; cat /etc/hostname", func(c *container.Config, _ *container.HostConfig) { c.Hostname = "boat" }, "boat\nboat\n"},
+		{"host name and domain", "hostname; grep boat /etc/hosts | cut -f2", func(c *container.Config, _ *container.HostConfig) {
+			c.Hostname, c.Domainname = "boat", "example.org"
+		}, "boat\nboat.example.org boat\n"},
+		{"host name with a domain", "hostname; grep boat /etc/hosts | cut -f2", func(c *container.Config, _ *container.HostConfig) { c.Hostname = "boat.example.org" },
+			"boat.example.org\nboat.example.org boat\n"},
 		{"entrypoint", "", func(c *container.Config, _ *container.HostConfig) {
 			c.Entrypoint, c.Cmd = []string{"echo", "a"}, []string{"b"}
 		}, "a b\n"},
@@ -177,7 +182,9 @@ func TestPublish(t *testing.T) {
 	taken.name = "taken"
 	taken.host.PortBindings = network.PortMap{web: {{HostPort: bound[0].HostPort}}}
 	a.create(taken)
-	if got := a.do("POST", "/containers/taken/start", ""); got.status != http.StatusConflict || !strings.Contains(got.message, bound[0].HostPort) {
+	if got := a.do("POST", "/containers/taken/start", ""); got.status != http.StatusConflict ||
+		!strings.HasPrefix(got.message, "driver failed programming external connectivity on endpoint taken (") ||
+		!strings.Contains(got.message, "): Bind for 0.0.0.0:"+bound[0].HostPort+" failed: port is already allocated\nhint: ") {
 		t.Errorf("a port that is taken: %+v", got)
 	}
 	if c := a.inspect("taken"); c.State.Status != container.StateCreated {

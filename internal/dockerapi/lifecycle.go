@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/engine"
+	"github.com/ferryos/ferry/internal/engine/network"
 	"github.com/ferryos/ferry/internal/fault"
 )
 
@@ -54,6 +55,10 @@ func (s *Server) start(ctx context.Context, c engine.Container) error {
 	}
 	place := s.events.Now()
 	err := s.opt.Engine.StartContainer(ctx, c.ID)
+	if taken, ok := errors.AsType[network.PortTakenError](err); ok {
+		err = fault.New(fault.Conflict, "driver failed programming external connectivity on endpoint %s (%s): %w", c.Spec.Name, c.PodID, taken).
+			Hint("%s", fault.HintOf(err))
+	}
 	if err == nil {
 		s.told(ctx, place, c.ID, events.ActionStart)
 		return nil
@@ -135,7 +140,11 @@ func (s *Server) stop(r *http.Request, c engine.Container) error {
 		s.told(r.Context(), place, c.ID, events.ActionDie)
 	}
 	s.publishOf(c, events.ActionStop)
-	return nil
+	if !settingsOf(c).HostConfig.AutoRemove {
+		return nil
+	}
+	// As follow does, but who has stopped it may use its name now.
+	return s.removeContainer(context.WithoutCancel(r.Context()), c, true)
 }
 
 // publishKill tells that c was sent a signal.

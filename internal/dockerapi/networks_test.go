@@ -126,6 +126,7 @@ func TestNetworks(t *testing.T) {
 	docker("run --rm --link plain:p IMAGE busybox ping -c1 -W5 p", ".*1 packets received.*", 0)
 	docker("run --rm --network app --link db:d IMAGE busybox ping -c1 -W5 d", ".*1 packets received.*", 0)
 	docker("run --rm --link later IMAGE true", ".*Cannot link to a non running container: /later.*", 125)
+	docker("run --rm --link db IMAGE true", ".*Cannot link to /db, as it does not belong to the default network.*", 125)
 
 	docker("run --rm --network inside IMAGE busybox ip route", "[^d]*10\\.[0-9.]+/28[^\n]*\n", 0)
 	docker("rm -f db web plain", ".*", 0)

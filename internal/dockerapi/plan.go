@@ -232,7 +232,7 @@ func (p *plan) namespaces(h container.HostConfig) error {
 	case !mode.Valid():
 		return fault.New(fault.Invalid, "invalid cgroup namespace mode: %s", mode)
 	}
-	p.container.Domainname = p.settings.Config.Domainname
+	p.container.Domainname, p.pod.Domain = p.settings.Config.Domainname, p.settings.Config.Domainname
 	p.container.Init = h.Init != nil && *h.Init
 	if h.Runtime != "" && !slices.Contains(runtimes, h.Runtime) {
 		return fault.New(fault.Invalid, "unknown or invalid runtime name: %s", h.Runtime).Hint("leave --runtime out: Ferry has one")

@@ -149,7 +149,7 @@ func mergeCommand(entrypoint, cmd, command, args []string) ([]string, error) {
 		}
 	}
 	argv = append(argv, args...)
-	if len(argv) == 0 || argv[0] == "" {
+	if len(argv) == 0 { // a program without a name is one that is not found, at the start
 		return nil, fault.New(fault.Invalid, "no command: the image names none and none was given").
 			Hint("name a command after the image, or set ENTRYPOINT or CMD in its Dockerfile")
 	}

@@ -184,9 +184,14 @@ func (e *Engine) linkEntries(p Pod) ([]network.HostEntry, error) {
 		if err != nil {
 			return nil, err
 		}
+		s := c.snapshot()
+		if !s.State.alive() {
+			return nil, fault.New(fault.Conflict, "Cannot link to a non running container: /%s AS %s", s.Spec.Name, l.Names[0])
+		}
 		ip := defaultAddress(c.pod.snapshot())
-		if !c.snapshot().State.alive() || !ip.IsValid() {
-			return nil, fault.New(fault.Conflict, "Cannot link to a non running container: /%s AS %s", c.snapshot().Spec.Name, l.Names[0])
+		if !ip.IsValid() {
+			return nil, fault.New(fault.Conflict, "Cannot link to /%s, as it does not belong to the default network", s.Spec.Name).
+				Hint("put both on one network that was made with `ferry network create`: there they find each other by name")
 		}
 		out = append(out, network.HostEntry{IP: ip, Names: l.Names})
 	}

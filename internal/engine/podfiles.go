@@ -91,7 +91,11 @@ func (e *Engine) nameFiles(p Pod) (resolv, hosts []byte, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	return resolv, network.HostsFile(podHostname(p), p.IPs, slices.Concat(p.Spec.Hosts, links)), nil
+	name := podHostname(p)
+	if p.Spec.Domain != "" {
+		name += "." + p.Spec.Domain
+	}
+	return resolv, network.HostsFile(name, p.IPs, slices.Concat(p.Spec.Hosts, links)), nil
 }
 
 // changePodFiles writes the files again for what has changed from before to

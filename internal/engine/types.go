@@ -59,11 +59,12 @@ type PodSpec struct {
 	// are for the node's own, which has no names.
 	Networks []network.EndpointSpec `json:"networks"`
 	Links    []Link                 `json:"links,omitempty"`
-	PID      NamespaceMode          `json:"pid,omitempty"`   // ModePod shares one among the containers, ModeContainer, ModeHost
-	IPC      NamespaceMode          `json:"ipc,omitempty"`   // ModePod or ModeHost
-	UTS      NamespaceMode          `json:"uts,omitempty"`   // ModePod or ModeHost
-	DNS      *network.DNSConfig     `json:"dns,omitempty"`   // nil: the host's, for containers
-	Hosts    []network.HostEntry    `json:"hosts,omitempty"` // more lines of /etc/hosts
+	PID      NamespaceMode          `json:"pid,omitempty"`    // ModePod shares one among the containers, ModeContainer, ModeHost
+	IPC      NamespaceMode          `json:"ipc,omitempty"`    // ModePod or ModeHost
+	UTS      NamespaceMode          `json:"uts,omitempty"`    // ModePod or ModeHost
+	DNS      *network.DNSConfig     `json:"dns,omitempty"`    // nil: the host's, for containers
+	Domain   string                 `json:"domain,omitempty"` // follows the host name in /etc/hosts
+	Hosts    []network.HostEntry    `json:"hosts,omitempty"`  // more lines of /etc/hosts
 	Ports    []network.PortMapping  `json:"ports,omitempty"`
 	Sysctls  map[string]string      `json:"sysctls,omitempty"`
 	ShmSize  int64                  `json:"shmSize,omitempty"` // bytes of /dev/shm; 0: 64 MiB

@@ -102,7 +102,7 @@ func (c DNSConfig) ResolvConf() []byte {
 }
 
 // HostsFile renders a container's /etc/hosts: loopback, the container's own
-// addresses with its name, then extra. Without an address (host network, none)
+// addresses with its name, one with a domain also without that, then extra. Without an address (host network, none)
 // only loopback and extra are written; without a name no address has a line.
 func HostsFile(hostname string, ips []netip.Addr, extra []HostEntry) []byte {
 	var b bytes.Buffer
@@ -113,8 +113,12 @@ func HostsFile(hostname string, ips []netip.Addr, extra []HostEntry) []byte {
 		"ff02::1\tip6-allnodes\n" +
 		"ff02::2\tip6-allrouters\n")
 	if hostname != "" {
+		names := hostname
+		if host, _, dotted := strings.Cut(hostname, "."); dotted {
+			names += " " + host
+		}
 		for _, ip := range ips {
-			fmt.Fprintf(&b, "%s\t%s\n", ip, hostname)
+			fmt.Fprintf(&b, "%s\t%s\n", ip, names)
 		}
 	}
 	for _, e := range extra {

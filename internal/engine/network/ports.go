@@ -149,7 +149,7 @@ func portError(err error, p PortMapping) error {
 	}
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
-		return fault.New(fault.Conflict, "host port %s is already in use", where).
+		return fault.New(fault.Conflict, "%w", PortTakenError{p}).
 			Hint("choose another host port, or see who has it with: ss -lntup 'sport = :%d'", p.HostPort)
 	case errors.Is(err, unix.EADDRNOTAVAIL):
 		return fault.New(fault.Invalid, "host port %s: the address is not one of this machine's", where).
@@ -157,6 +157,18 @@ func portError(err error, p PortMapping) error {
 	default:
 		return fmt.Errorf("reserve host port %s: %w", where, err)
 	}
+}
+
+// PortTakenError is a host port that somebody else has; the words are Docker's,
+// which its clients look for.
+type PortTakenError struct{ Port PortMapping }
+
+func (e PortTakenError) Error() string {
+	ip := e.Port.HostIP
+	if !ip.IsValid() {
+		ip = netip.IPv4Unspecified()
+	}
+	return fmt.Sprintf("Bind for %s:%d failed: port is already allocated", ip, e.Port.HostPort)
 }
 
 // forgetFlows removes what connection tracking remembers about the UDP and

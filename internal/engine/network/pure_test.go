@@ -91,6 +91,7 @@ func TestHostsFile(t *testing.T) {
 		want           string
 	}{
 		{"own name", "web", ips, nil, loopback + "10.85.0.7\tweb\n"},
+		{"with a domain", "web.example.org", ips, nil, loopback + "10.85.0.7\tweb.example.org web\n"},
 		{"no address", "web", nil, nil, loopback},
 		{"no name", "", ips, nil, loopback},
 		{"extra", "web", ips, []HostEntry{{netip.MustParseAddr("10.85.0.1"), []string{"host.docker.internal", "gw"}}},

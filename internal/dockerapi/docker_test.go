@@ -100,3 +100,32 @@ func TestDocker(t *testing.T) {
 		})
 	}
 }
+
+// TestDockerDetails is what scripts around the real docker command rely upon.
+func TestDockerDetails(t *testing.T) {
+	a := newAPI(t)
+	docker := dockerCommand(t, a)
+	docker("run -d --name web IMAGE"+wait, ".*", 0)
+	docker("run --rm IMAGE ''", ".*executable file not found.*", 127)
+	docker("run --rm --cpuset-cpus 0,4095 IMAGE true", ".*Requested CPUs are not available - requested 0,4095, available: 0.*", 125)
+	docker("create --cpuset-cpus 1-0 IMAGE true", ".*Invalid value 1-0 for cpuset cpus.*", 1)
+	docker("create --cpuset-mems 4095 IMAGE true", ".*Requested memory nodes are not available.*", 1)
+	docker("update --cpuset-cpus 4095 web", ".*Requested CPUs are not available.*", 1)
+	docker("exec -u nobody2 web true", ".*unable to find user nobody2: no matching entries in passwd file.*", 126)
+
+	docker("run -dt --name term -u 1000 IMAGE sleep 1001", ".*", 0)
+	docker("top term -o pid,args", `PID +COMMAND\n\d+ +sleep 1001\n`, 0)
+	docker("top term -o ppid=PID,pid", `.*specifying "ppid=PID,pid" is not allowed.*`, 1)
+	docker("top term m -o pid,args", `PID +COMMAND\n\d+ +sleep 1001\n- +-\n`, 0)
+
+	// A name is free once what had it was ended, or has ended.
+	docker("run -d --rm --name brief IMAGE sleep 1000", ".*", 0)
+	docker("kill brief", "brief\n", 0)
+	docker("run -d --rm --name brief IMAGE sleep 1000", "[0-9a-f]*\n", 0)
+	docker("stop -t 0 brief", "brief\n", 0)
+	docker("run --rm --name brief IMAGE true", "", 0)
+	docker("create --name brief IMAGE", "[0-9a-f]*\n", 0)
+
+	docker("tag IMAGE app", "", 0)
+	docker("events --since 1h --until $(date +%s.%N) --filter event=tag --format '{{.Actor.Attributes.name}}'", "app:latest\n", 0)
+}

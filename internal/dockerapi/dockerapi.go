@@ -27,7 +27,6 @@ import (
 
 	"github.com/moby/locker"
 	apibuild "github.com/moby/moby/api/types/build"
-	"github.com/moby/moby/api/types/events"
 
 	"github.com/ferryos/ferry/internal/build"
 	"github.com/ferryos/ferry/internal/dockerapi/eventlog"
@@ -120,7 +119,7 @@ func (s *Server) Start(ctx context.Context) error {
 	s.cancel = cancel
 	s.background = func(f func(context.Context)) { s.work.Go(func() { f(base) }) }
 	if s.opt.Builder != nil {
-		s.opt.Builder.OnNamed(func(ctx context.Context, name string) { s.publishImage(ctx, events.ActionTag, name) })
+		s.opt.Builder.OnNamed(s.publishTag)
 	}
 	s.http = &http.Server{
 		Handler:           s.handler(),

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/events"
 
 	"github.com/ferryos/ferry/internal/dockerapi/eventlog"
@@ -69,6 +70,15 @@ func (s *Server) publishImage(ctx context.Context, action events.Action, name st
 		id = img.ID
 	}
 	s.publish(events.ImageEventType, action, id, map[string]string{"name": name})
+}
+
+// publishTag tells that an image was given a name, which is told as people
+// write it, but always with the tag.
+func (s *Server) publishTag(ctx context.Context, name string) {
+	if ref, err := reference.ParseNormalizedNamed(name); err == nil {
+		name = reference.FamiliarString(reference.TagNameOnly(ref))
+	}
+	s.publishImage(ctx, events.ActionTag, name)
 }
 
 // publishEngine tells an event of the engine, if Docker has it.

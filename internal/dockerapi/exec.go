@@ -239,13 +239,19 @@ func (s *Server) runExec(ctx context.Context, e *execSession, size *[2]uint, str
 	switch {
 	case e.engineID == "":
 		close(e.running)
-		e.code = engine.StartCode(err)
+		if e.code = engine.StartCode(err); e.code == engine.ExitNoStart {
+			e.code = codeNoExec
+		}
 	case err != nil: // its caller or its runner is gone, and it was killed
 		e.code = codeKilled
 	}
 	s.publishOf(e.container, events.ActionExecDie, "execID", e.id, "exitCode", strconv.Itoa(e.code))
 	return e.code, err
 }
+
+// codeNoExec is the exit code of an exec that could not even be tried, for its
+// user is not known, say.
+const codeNoExec = 126
 
 // publishExec tells a step of a session; the command is part of the action.
 func (s *Server) publishExec(e *execSession, action events.Action) {

@@ -96,7 +96,7 @@ func TestExecFailing(t *testing.T) {
 	}{
 		{"no such program", client.ExecCreateOptions{Cmd: []string{"no-such-program"}}, "executable file not found", 127},
 		{"not executable", client.ExecCreateOptions{Cmd: []string{"/etc/passwd"}}, "permission denied", 126},
-		{"no such user", client.ExecCreateOptions{Cmd: []string{"true"}, User: "nobody-here"}, "nobody-here", 128},
+		{"no such user", client.ExecCreateOptions{Cmd: []string{"true"}, User: "nobody-here"}, "nobody-here", 126},
 		{"no such directory", client.ExecCreateOptions{Cmd: []string{"true"}, WorkingDir: "/nothing"}, "no such file or directory", 127},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -296,7 +296,7 @@ func (s *Server) imageTag(w http.ResponseWriter, r *http.Request, name string) e
 	if err := s.opt.Engine.Images().Tag(r.Context(), name, to); err != nil {
 		return err
 	}
-	s.publishImage(r.Context(), events.ActionTag, to)
+	s.publishTag(r.Context(), to)
 	w.WriteHeader(http.StatusCreated)
 	return nil
 }

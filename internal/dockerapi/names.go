@@ -23,11 +23,17 @@ type nameTable struct {
 func newNameTable() nameTable { return nameTable{mu: new(sync.Mutex), taken: map[string]struct{}{}} }
 
 // reserve takes a name, a random one if it is empty, until release is called.
+// That of a container which goes with --rm, and has ended, is waited for.
 func (s *Server) reserve(ctx context.Context, name string) (string, func(), error) {
 	name = strings.TrimPrefix(name, "/")
 	if name != "" && !validName.MatchString(name) {
 		return "", nil, fault.New(fault.Invalid,
 			"Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
+	}
+	if c, err := s.find(ctx, name); err == nil && c.Spec.Name == name && c.State == engine.StateExited && settingsOf(c).HostConfig.AutoRemove {
+		if err := s.removeContainer(context.WithoutCancel(ctx), c, true); err != nil {
+			return "", nil, err
+		}
 	}
 	s.names.mu.Lock()
 	defer s.names.mu.Unlock()

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -208,6 +209,9 @@ func (s *Server) containerTop(w http.ResponseWriter, r *http.Request) error {
 	if args == "" {
 		args = defaultPs
 	}
+	if err := checkPs(args); err != nil {
+		return err
+	}
 	list, err := ps(ctx, strings.Fields(args), pids)
 	if errors.Is(err, exec.ErrNotFound) && args == defaultPs {
 		list, err = processes(pids), nil
@@ -219,10 +223,33 @@ func (s *Server) containerTop(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, list)
 }
 
-// ps runs the host's ps and keeps the given processes.
+// pidColumn finds a column of ps that is given the name of that with the PIDs.
+var pidColumn = regexp.MustCompile(`\s+([^\s]*)=\s*PID[^\s]*`)
+
+// checkPs refuses arguments of ps that would have it show something else as PID,
+// as Docker does: another's processes could be listed by that.
+func checkPs(args string) error {
+	for _, m := range pidColumn.FindAllStringSubmatch(args, -1) {
+		if m[1] != "pid" {
+			return fault.New(fault.Invalid, "specifying %q is not allowed", strings.TrimSpace(m[0]))
+		}
+	}
+	return nil
+}
+
+// ps runs the host's ps and keeps the given processes. It is told to look at
+// these alone: else what selects no processes, as -o, would show those of the
+// daemon's user that have no terminal. Some of its options refuse that.
 func ps(ctx context.Context, args []string, pids []int) (container.TopResponse, error) {
-	out, err := exec.CommandContext(ctx, "ps", args...).Output()
+	list := make([]string, len(pids))
+	for i, pid := range pids {
+		list[i] = strconv.Itoa(pid)
+	}
+	out, err := exec.CommandContext(ctx, "ps", append(slices.Clone(args), "-q"+strings.Join(list, ","))...).Output()
 	var failed *exec.ExitError
+	if errors.As(err, &failed) {
+		out, err = exec.CommandContext(ctx, "ps", args...).Output()
+	}
 	switch {
 	case errors.Is(err, exec.ErrNotFound):
 		return container.TopResponse{}, fault.New(fault.Unsupported, "top: %w", err).Hint("install procps, whose ps lists processes")
@@ -235,7 +262,8 @@ func ps(ctx context.Context, args []string, pids []int) (container.TopResponse, 
 }
 
 // parsePs reads ps's table and keeps the rows of the given processes, found by
-// the column PID. The last column is the rest of the line.
+// the column PID, and of their threads, which have none there and follow. The
+// last column is the rest of the line.
 func parsePs(out string, pids []int) (container.TopResponse, error) {
 	head, rows, _ := strings.Cut(out, "\n")
 	list := container.TopResponse{Titles: strings.Fields(head), Processes: [][]string{}}
@@ -243,16 +271,20 @@ func parsePs(out string, pids []int) (container.TopResponse, error) {
 	if column < 0 {
 		return list, fault.New(fault.Invalid, "Couldn't find PID field in ps output").Hint("ask for the column pid too: -o pid,...")
 	}
+	ours := false
 	for line := range strings.Lines(rows) {
 		fields := strings.Fields(line)
 		if len(fields) <= column {
 			continue
 		}
-		pid, err := strconv.Atoi(fields[column])
-		if err != nil {
-			return list, fault.New(fault.Internal, "ps: %q is no process", fields[column])
+		if fields[column] != "-" {
+			pid, err := strconv.Atoi(fields[column])
+			if err != nil {
+				return list, fault.New(fault.Internal, "ps: %q is no process", fields[column])
+			}
+			ours = slices.Contains(pids, pid)
 		}
-		if !slices.Contains(pids, pid) {
+		if !ours {
 			continue
 		}
 		if last := len(list.Titles) - 1; len(fields) > last {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -62,7 +63,56 @@ func checkResources(h container.HostConfig) error {
 			return fault.New(fault.Invalid, "%s", bad.says)
 		}
 	}
+	return cmp.Or(checkSet(h.CpusetCpus, "cpus", "CPUs", "/sys/devices/system/cpu/online"),
+		checkSet(h.CpusetMems, "mems", "memory nodes", "/sys/devices/system/node/online"))
+}
+
+// checkSet refuses numbers of processors, or of memory nodes, that the machine
+// does not have, of which the kernel tells in one of these files.
+func checkSet(asked, kind, what, online string) error {
+	if asked == "" {
+		return nil
+	}
+	want, err := parseSet(asked)
+	if err != nil {
+		return fault.New(fault.Invalid, "Invalid value %s for cpuset %s: %w", asked, kind, err).Hint("write numbers and ranges of them, as 0-2,4")
+	}
+	for _, file := range []string{"/sys/fs/cgroup/cpuset/cpuset." + kind, "/sys/fs/cgroup/cpuset." + kind + ".effective", online} {
+		data, err := os.ReadFile(file)
+		available := strings.TrimSpace(string(data))
+		have, parseErr := parseSet(available)
+		if err != nil || parseErr != nil {
+			continue
+		}
+		for _, w := range want {
+			if !slices.ContainsFunc(have, func(h span) bool { return h.first <= w.first && w.last <= h.last }) {
+				return fault.New(fault.Invalid, "Requested %s are not available - requested %s, available: %s", what, asked, available)
+			}
+		}
+		break
+	}
 	return nil
+}
+
+// span is a range of numbers, both ends included.
+type span struct{ first, last uint64 }
+
+// parseSet reads the kernel's lists of numbers: 0-2,4.
+func parseSet(s string) ([]span, error) {
+	var out []span
+	for part := range strings.SplitSeq(s, ",") {
+		first, last, isRange := strings.Cut(part, "-")
+		if !isRange {
+			last = first
+		}
+		from, err := strconv.ParseUint(first, 10, 31)
+		to, toErr := strconv.ParseUint(last, 10, 31)
+		if err != nil || toErr != nil || to < from {
+			return nil, fmt.Errorf("invalid format: %s", s)
+		}
+		out = append(out, span{from, to})
+	}
+	return out, nil
 }
 
 // discard takes away limits that this machine's kernel does not have, and says

@@ -318,32 +318,37 @@ func (s *Supervisor) View(id string) View {
 // watch begins to check a container's health; l.mu is held.
 func (s *Supervisor) watch(l *life, c Subject, check Check) {
 	l.monitor.end()
+	// What an earlier daemon noted is a time of the wall clock, which may have been
+	// put back since: the start period would then last for as long as that.
+	begun := time.Now().Add(-max(0, time.Since(c.StartedAt)))
 	l.monitor = s.begin(func(ctx context.Context) {
 		for {
 			l.mu.Lock()
 			status := l.rec.Health.Status
 			l.mu.Unlock()
-			timer := time.NewTimer(check.Wait(time.Since(c.StartedAt), status))
+			timer := time.NewTimer(check.Wait(time.Since(begun), status))
 			select {
 			case <-timer.C:
 			case <-ctx.Done():
 				timer.Stop()
 				return
 			}
-			s.result(ctx, l, c, check, s.probe(ctx, c.ID, check))
+			up := time.Since(begun)
+			s.result(ctx, l, c.ID, check, s.probe(ctx, c.ID, check), up)
 		}
 	})
 }
 
-// result takes up what a check has found, unless it was ended meanwhile.
-func (s *Supervisor) result(ctx context.Context, l *life, c Subject, check Check, r container.HealthcheckResult) {
+// result takes up what a check has found of a container that was up so long
+// when the check began, unless it was ended meanwhile.
+func (s *Supervisor) result(ctx context.Context, l *life, id string, check Check, r container.HealthcheckResult, up time.Duration) {
 	l.mu.Lock()
 	if ctx.Err() != nil { // ended with l.mu held, so nothing falls between
 		l.mu.Unlock()
 		return
 	}
 	before := l.rec.Health.Status
-	next := check.Next(*l.rec.Health, r, r.Start.Sub(c.StartedAt))
+	next := check.Next(*l.rec.Health, r, up)
 	if next.Status != before { // the log alone is not worth a write every few seconds
 		s.set(l, func(rec *record) { rec.Health = &next })
 	} else {
@@ -351,7 +356,7 @@ func (s *Supervisor) result(ctx context.Context, l *life, c Subject, check Check
 	}
 	l.mu.Unlock()
 	if next.Status != before {
-		s.containers.HealthChanged(ctx, c.ID, next.Status)
+		s.containers.HealthChanged(ctx, id, next.Status)
 	}
 }
 

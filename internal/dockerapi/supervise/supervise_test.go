@@ -201,6 +201,27 @@ func TestHealthLife(t *testing.T) {
 
 // TestHammer does everything to a few containers at once: nothing hangs, and
 // in the end what was stopped by hand stays so.
+// TestClockPutBack: by the clock, a container that an earlier daemon started
+// starts only in a year. Its start period, its health and its restarts do not
+// wait for that; nor is a run that ended before it began one that lasted.
+func TestClockPutBack(t *testing.T) {
+	m := newMachine(t)
+	c := m.subject("a", "always")
+	c.StartedAt = time.Now().Round(0).AddDate(1, 0, 0)
+	c.Check = &container.HealthConfig{Test: []string{"CMD", "x"}, Interval: time.Millisecond, Retries: 2, StartPeriod: 50 * time.Millisecond, StartInterval: time.Millisecond}
+	m.code = 1
+	m.s.Look(c)
+	m.eventually("unhealthy after its start period", func() bool { h := m.s.View("a").Health; return h != nil && h.Status == container.Unhealthy })
+	m.s.Exited(ended(c))
+	if v := m.s.View("a"); !v.Restarting || v.Restarts != 1 {
+		t.Errorf("ended: %+v", v)
+	}
+	m.eventually("it runs again", func() bool { return !m.s.View("a").Restarting })
+	if pause, again := Decide(c.Policy, End{Ran: -365 * 24 * time.Hour}, 1, shortestPause); !again || pause != 2*shortestPause {
+		t.Errorf("again %v after %v", again, pause)
+	}
+}
+
 func TestHammer(t *testing.T) {
 	m := newMachine(t)
 	var wg sync.WaitGroup

@@ -117,6 +117,33 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
+// TestReadAfterClockPutBack: what was written once the clock was put back is of
+// the time before, and is found by that, in whatever place.
+func TestReadAfterClockPutBack(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "0.log")
+	var data []byte
+	for _, second := range []int64{1, 2, 1002, 1003, 3, 4} {
+		data = AppendEntry(data, time.Unix(second, 0), "stdout", []byte(fmt.Sprint(second)), false)
+	}
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		opt  Options
+		want string
+	}{
+		{Options{Tail: -1}, "1 2 1002 1003 3 4"}, {Options{Tail: -1, Since: time.Unix(3, 0)}, "1002 1003 3 4"},
+		{Options{Tail: -1, Until: time.Unix(100, 0)}, "1 2 3 4"}, {Options{Tail: 4, Until: time.Unix(100, 0)}, "3 4"},
+		{Options{Tail: -1, Since: time.Unix(2, 0), Until: time.Unix(3, 0)}, "2 3"},
+		{Options{Tail: -1, Until: time.Unix(100, 0), Follow: true}, "1 2"}, // who follows has come to the end
+	} {
+		var got []string
+		if err := Read(t.Context(), path, tt.opt, func(e Entry) error { got = append(got, string(e.Content)); return nil }); err != nil || strings.Join(got, " ") != tt.want {
+			t.Errorf("%+v: %q, %v, want %q", tt.opt, got, err, tt.want)
+		}
+	}
+}
+
 // TestReadRotated: the files that were rotated away come first, and count for the tail.
 func TestReadRotated(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "0.log")

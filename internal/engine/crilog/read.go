@@ -185,7 +185,9 @@ func (r *reader) run(ctx context.Context) error {
 	}
 }
 
-// drain hands on every whole line there is; done is true past Until.
+// drain hands on every whole line there is; done is true past Until. Who does
+// not follow gets what comes later and is of before, too: a clock may have been
+// put back between.
 func (r *reader) drain() (done bool, err error) {
 	if r.buf == nil {
 		return false, nil
@@ -206,7 +208,10 @@ func (r *reader) drain() (done bool, err error) {
 		case parseErr != nil, e.Time.Before(r.opt.Since):
 			continue
 		case !r.opt.Until.IsZero() && e.Time.After(r.opt.Until):
-			return true, nil
+			if r.opt.Follow {
+				return true, nil
+			}
+			continue
 		}
 		if err := r.f(e); err != nil {
 			return false, err

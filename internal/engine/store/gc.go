@@ -2,14 +2,18 @@ package store
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // collectDelay gathers removals into one collection and keeps its work from
@@ -44,7 +48,7 @@ func (c *collector) run(ctx context.Context, s *Store) {
 		case <-ctx.Done():
 			return
 		case <-look.C:
-			err = errors.Join(s.GC(ctx), s.Reclaim(ctx, time.Now()), s.used.save(s.usedFile()))
+			err = errors.Join(s.GC(ctx), s.Reclaim(ctx, s.clock.now()), s.used.save(s.usedFile()))
 		case <-c.wake:
 			select {
 			case <-time.After(collectDelay):
@@ -58,6 +62,9 @@ func (c *collector) run(ctx context.Context, s *Store) {
 		}
 	}
 }
+
+// CollectSoon has a collection run before long, for who has ended leases.
+func (s *Store) CollectSoon() { s.collect.soon() }
 
 // soon has a collection run before long.
 func (c *collector) soon() {
@@ -82,6 +89,12 @@ func (s *Store) GC(ctx context.Context) error {
 	if err := s.collectWritables(ctx); err != nil {
 		return fmt.Errorf("garbage collection: %w", err)
 	}
+	if !s.compared.Swap(true) {
+		if err := s.compareNext(ctx); err != nil { // for want of room, which the collection makes
+			s.compared.Store(false)
+			s.opt.Log.Warn("what is not recorded is left for the next collection", "error", err)
+		}
+	}
 	if _, err := s.db.GarbageCollect(ctx); err != nil {
 		return fmt.Errorf("garbage collection: %w", err)
 	}
@@ -90,6 +103,28 @@ func (s *Store) GC(ctx context.Context) error {
 		if err := cleaner.Cleanup(ctx); err != nil && !errdefs.IsNotFound(err) { // there was never a snapshot
 			return fmt.Errorf("garbage collection: %w", err)
 		}
+	}
+	return nil
+}
+
+// compareNext has the next collection compare what is on the disk with what is
+// recorded, and remove what is not: blobs and layers that an earlier process had
+// made when it was killed, and not recorded yet. containerd compares only once
+// something was removed.
+func (s *Store) compareNext(ctx context.Context) error {
+	name := "compare-" + rand.Text()
+	if _, err := s.snapshotter.Prepare(ctx, name, ""); err != nil {
+		return err
+	}
+	if err := s.snapshotter.Remove(ctx, name); err != nil && !errdefs.IsNotFound(err) { // by another collection
+		return err
+	}
+	blobs, blob := s.db.ContentStore(), ocispec.Descriptor{Digest: digest.FromString(name), Size: int64(len(name))}
+	if err := content.WriteBlob(ctx, blobs, name, strings.NewReader(name), blob); err != nil {
+		return err
+	}
+	if err := blobs.Delete(ctx, blob.Digest); err != nil && !errdefs.IsNotFound(err) {
+		return err
 	}
 	return nil
 }

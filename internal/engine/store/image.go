@@ -330,7 +330,7 @@ func (s *Store) targetOf(ctx context.Context, img Image) (ocispec.Descriptor, er
 func (s *Store) name(ctx context.Context, ref string, target ocispec.Descriptor) error {
 	s.used.mu.RLock()
 	defer s.used.mu.RUnlock()
-	s.used.note(target.Digest.String(), time.Now())
+	s.used.note(target.Digest.String(), s.clock.now())
 	return s.setName(ctx, ref, target)
 }
 

@@ -8,10 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -76,6 +78,97 @@ func TestLeases(t *testing.T) {
 	expect("after a restart, BuildKit's", cached, true)
 	if err := s.Stop(ctx); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestCollectUnrecorded: a kill between a blob or a layer and its record leaves
+// them on the disk, where containerd's own collection looks only after a removal.
+func TestCollectUnrecorded(t *testing.T) {
+	runnertest.NeedRoot(t)
+	s := New(Options{Root: t.TempDir(), Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	if err := s.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx := namespaced(t.Context())
+	kept, err := s.leases.Create(ctx, leases.WithRandomID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.snapshotter.Prepare(leases.WithLease(ctx, kept.ID), "kept", ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.GC(ctx); err != nil {
+		t.Fatal(err)
+	}
+	// As the metadata do it, up to their own record.
+	if _, err := s.overlay.Prepare(ctx, "ferry/7/lost", ""); err != nil {
+		t.Fatal(err)
+	}
+	blobs, err := local.NewStore(filepath.Join(s.opt.Root, "content"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lost := ocispec.Descriptor{Digest: digest.FromString("lost"), Size: 4}
+	if err := content.WriteBlob(ctx, blobs, "lost", bytes.NewReader([]byte("lost")), lost); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.GC(ctx); err != nil {
+		t.Fatal(err)
+	}
+	layers, err := os.ReadDir(filepath.Join(s.opt.Root, "snapshots", "snapshots"))
+	if err != nil || len(layers) != 1 {
+		t.Errorf("%d layers are left, %v", len(layers), err)
+	}
+	if _, err := s.snapshotter.Stat(ctx, "kept"); err != nil {
+		t.Error(err)
+	}
+	if _, err := blobs.Info(ctx, lost.Digest); err == nil {
+		t.Error("the blob is left")
+	}
+	if err := s.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestClockPutForward: a clock that jumps a year ahead does not make what is
+// here a year old, nor does one that is put back keep it for ever.
+func TestClockPutForward(t *testing.T) {
+	s := New(Options{Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Keep: Keep{MaxAge: 24 * time.Hour, RemoveTagged: true}})
+	const year = 365 * 24 * time.Hour
+	start := s.clock.now()
+	s.clock.wall = s.clock.wall.Add(-year) // now the machine's clock is a year ahead
+	now := s.clock.now()
+	for _, tt := range []struct {
+		name        string
+		used, named time.Time
+		mayGo       bool
+		tomorrow    bool // in two days
+	}{
+		{"pulled before", now.Add(-time.Hour), now.Add(-time.Hour), false, true},
+		{"pulled since", now, start, false, true},
+		{"named since, never used", time.Time{}, start, false, true},
+		{"used before the clock was put back", start, start, false, true},
+		{"old", now.Add(-48 * time.Hour), now.Add(-72 * time.Hour), true, true},
+		{"old, never used", time.Time{}, now.Add(-72 * time.Hour), true, true},
+		{"named again", now.Add(-72 * time.Hour), now.Add(-time.Hour), false, true},
+	} {
+		s.used = usage{}
+		if !tt.used.IsZero() {
+			s.used.note(tt.name, tt.used)
+		}
+		for at, want := range map[time.Duration]bool{0: tt.mayGo, 48 * time.Hour: tt.tomorrow} {
+			_ = s.lastUse(tt.name, tt.named, now) // looks are regular
+			last := s.lastUse(tt.name, tt.named, now.Add(at))
+			if got := now.Add(at).Sub(last) > s.opt.Keep.MaxAge; got != want {
+				t.Errorf("%s: in %v too old is %v, want %v; last used %v", tt.name, at, got, want, last)
+			}
+		}
 	}
 }
 

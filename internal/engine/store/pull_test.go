@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
@@ -19,7 +20,9 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	bolt "go.etcd.io/bbolt"
 
 	"github.com/ferryos/ferry/internal/engine/runner/runnertest"
 	"github.com/ferryos/ferry/internal/engine/store"
@@ -347,6 +350,71 @@ func TestPullLies(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestPullClockPutForward: by a clock that jumps a year ahead the day is over for
+// which a download is kept. One that is under way begins again.
+func TestPullClockPutForward(t *testing.T) {
+	f := newRegistry(t)
+	layer := big(t)
+	f.image("v1", "amd64", layer)
+	s := openWith(t, store.Options{Root: t.TempDir(), RetryPause: time.Millisecond})
+	var once sync.Once
+	f.set(forBlob(layer.data, func(w http.ResponseWriter, r *http.Request, data []byte) bool {
+		jumps := false
+		once.Do(func() { jumps = true })
+		if !jumps {
+			return false
+		}
+		w.Header().Set("Content-Length", fmt.Sprint(len(data)))
+		if _, err := w.Write(data[:len(data)/2]); err != nil {
+			t.Error(err)
+		}
+		w.(http.Flusher).Flush()
+		for end := time.Now().Add(20 * time.Second); expireIngests(t, s) == 0; {
+			if time.Now().After(end) {
+				t.Error("nothing is downloaded")
+				break
+			}
+		}
+		if err := s.GC(t.Context()); err != nil {
+			t.Error(err)
+		}
+		_, err := w.Write(data[len(data)/2:])
+		return err == nil
+	}))
+	if _, err := s.Pull(t.Context(), f.host+"/app:v1", store.TransferOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if n := f.requests("/blobs/" + digest.FromBytes(layer.data).String()); n != 2 {
+		t.Errorf("the layer was asked for %d times", n)
+	}
+	root(t, s, f.host+"/app:v1")
+}
+
+// expireIngests has every download's time be over, and counts them.
+func expireIngests(t *testing.T, s *store.Store) (n int) {
+	t.Helper()
+	past, err := time.Now().Add(-time.Hour).MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = s.DB().Update(func(tx *bolt.Tx) error {
+		b := tx.Bucket([]byte("v1"))
+		for _, name := range []string{store.Namespace, "content", "ingests"} {
+			if b = b.Bucket([]byte(name)); b == nil {
+				return nil
+			}
+		}
+		return b.ForEachBucket(func(ref []byte) error {
+			n++
+			return b.Bucket(ref).Put([]byte("expireat"), past)
+		})
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	return n
 }
 
 // TestPullShared: who pulls the same at the same time waits for the one download.

@@ -32,6 +32,20 @@ type Keep struct {
 // bundledHost is the registry in the names of images that come with Ferry.
 const bundledHost = "ferry.local/"
 
+// clock tells the time of day as it goes on from when it was set, whatever is
+// done to the machine's clock: one that jumps a year ahead must not make
+// everything here a year old.
+type clock struct {
+	wall, set time.Time // the same moment; how long ago set is does not jump
+}
+
+func newClock() clock {
+	now := time.Now()
+	return clock{wall: now.Round(0), set: now}
+}
+
+func (c clock) now() time.Time { return c.wall.Add(time.Since(c.set)) }
+
 // usage is when images were last used, by their targets.
 type usage struct {
 	// mu is held, read, from the look for an image until something made of it keeps
@@ -157,6 +171,7 @@ func (s *Store) Reclaim(ctx context.Context, now time.Time) error {
 // candidate is an image that may go.
 type candidate struct {
 	image Image
+	named time.Time // or pulled, by the machine's clock
 	last  time.Time // used, pulled or named
 }
 
@@ -180,16 +195,28 @@ func (s *Store) unused(ctx context.Context, now time.Time) ([]candidate, error) 
 	inUse := s.inUse(ctx)
 	var list []candidate
 	for _, img := range images {
-		c := candidate{img, named[img.Target]}
-		if used := s.used.of(img.Target); used.After(c.last) {
-			c.last = used
-		}
+		c := candidate{image: img, named: named[img.Target], last: s.lastUse(img.Target, named[img.Target], now)}
 		if s.mayGo(c, inUse, now) {
 			list = append(list, c)
 		}
 	}
 	slices.SortFunc(list, func(a, b candidate) int { return a.last.Compare(b.last) })
 	return list, nil
+}
+
+// lastUse is when an image was used, pulled or named. Of a time that is still to
+// come, from before the clock was put back, nothing is known but that it was: it
+// counts as now, and from now on.
+func (s *Store) lastUse(target string, named, now time.Time) time.Time {
+	used := s.used.of(target)
+	if used.After(now) || used.IsZero() && named.After(now) {
+		s.used.note(target, now)
+		return now
+	}
+	if named.After(used) && !named.After(now) {
+		return named
+	}
+	return used
 }
 
 func (s *Store) inUse(ctx context.Context) []string {
@@ -240,7 +267,7 @@ func (s *Store) reclaim(ctx context.Context, c candidate) (gone bool, err error)
 		return false, err
 	}
 	for _, r := range records {
-		if r.UpdatedAt.After(c.last) {
+		if r.UpdatedAt.After(c.named) {
 			return false, nil // named or pulled again meanwhile
 		}
 	}

@@ -44,7 +44,7 @@ func (s *Store) PrepareRootfs(ctx context.Context, id, image string) ([]Mount, e
 	if err != nil {
 		return nil, err
 	}
-	s.used.note(img.Target, time.Now())
+	s.used.note(img.Target, s.clock.now())
 	if err := s.runnable(img); err != nil {
 		return nil, fmt.Errorf("image %s: %w", image, err)
 	}
@@ -144,7 +144,7 @@ func (s *Store) ViewImage(ctx context.Context, key, digest string) ([]Mount, err
 	if err != nil {
 		return nil, err
 	}
-	s.used.note(img.Target, time.Now())
+	s.used.note(img.Target, s.clock.now())
 	ctx = namespaced(ctx)
 	var parent string
 	if img.ArtifactType != "" {

@@ -22,6 +22,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -98,12 +99,14 @@ type Store struct {
 	clients  clients
 	used     usage
 	writable writables
+	clock    clock
 	collect  collector
+	compared atomic.Bool // what is on the disk was compared with what is recorded
 }
 
 // New returns a Store that does nothing before Start.
 func New(opt Options) *Store {
-	return &Store{opt: opt, platform: platforms.Only(platforms.DefaultSpec())}
+	return &Store{opt: opt, platform: platforms.Only(platforms.DefaultSpec()), clock: newClock()}
 }
 
 // Name implements lifecycle.Component.
@@ -150,6 +153,7 @@ func (s *Store) Start(ctx context.Context) (err error) {
 	s.images, s.leases = metadata.NewImageStore(s.db), metadata.NewLeaseManager(s.db)
 	s.applier = apply.NewFileSystemApplier(s.db.ContentStore())
 	s.used.load(s.usedFile(), s.opt.Log)
+	s.compared.Store(false)
 	s.collect.start(ctx, s)
 	s.overlayOptions = overlayOptions()
 	if err := s.loadWritables(ctx); err != nil {
@@ -192,13 +196,13 @@ func namespaced(ctx context.Context) context.Context {
 	return namespaces.WithNamespace(ctx, Namespace)
 }
 
-// labelLease tells the store's own leases from BuildKit's.
-const labelLease = "ferry.dev/store"
+// LabelLease tells the store's own leases from BuildKit's.
+const LabelLease = "ferry.dev/store"
 
 // withLease keeps all that is made with the returned context from garbage
 // collection until done, however long that takes.
 func (s *Store) withLease(ctx context.Context) (_ context.Context, done func() error, err error) {
-	l, err := s.leases.Create(ctx, leases.WithRandomID(), leases.WithLabel(labelLease, "made"))
+	l, err := s.leases.Create(ctx, leases.WithRandomID(), leases.WithLabel(LabelLease, "made"))
 	if err != nil {
 		return nil, nil, fmt.Errorf("lease: %w", err)
 	}

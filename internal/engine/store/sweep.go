@@ -15,16 +15,14 @@ import (
 // sweep takes away what an earlier process left that was killed: the leases of
 // what it was making, and the mounts in which it was unpacking.
 func (s *Store) sweep(ctx context.Context) {
-	left, err := s.leases.List(ctx, fmt.Sprintf("labels.%q", labelLease))
+	left, err := s.leases.List(ctx, fmt.Sprintf("labels.%q", LabelLease))
 	for _, l := range left {
 		err = errors.Join(err, s.leases.Delete(ctx, l))
 	}
 	if err != nil {
 		s.opt.Log.Error("end the leases of an earlier process", "error", err)
 	}
-	if len(left) > 0 {
-		s.collect.soon()
-	}
+	s.collect.soon()
 	dirs, _ := filepath.Glob(filepath.Join(s.tmp(), "*"))
 	for _, dir := range dirs {
 		// Remove, not RemoveAll: should it still be mounted, its content is a snapshot's.

@@ -196,6 +196,9 @@ func (b *Builder) newKit(ctx context.Context) (_ *kit, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := endOrphans(ctx, b.opt.Engine.Images(), opt.MetadataStore); err != nil {
+		b.opt.Log.Error("collect what a killed build left", "error", err)
+	}
 	workers := &worker.Controller{}
 	if err := workers.Add(imageWorker{w, b.opt.Engine.Images()}); err != nil {
 		return nil, err

@@ -16,14 +16,19 @@ const timeFormat = "2006-01-02T15:04:05.000000000Z07:00"
 // AppendEntry appends one entry to dst. stream is "stdout" or "stderr"; content
 // has no newline.
 func AppendEntry(dst []byte, t time.Time, stream string, content []byte, partial bool) []byte {
+	dst = AppendHead(dst, t, stream, partial)
+	dst = append(dst, content...)
+	return append(dst, '\n')
+}
+
+// AppendHead appends what an entry has before its content: the same for all
+// entries of a moment, of which a container may write many thousands.
+func AppendHead(dst []byte, t time.Time, stream string, partial bool) []byte {
 	dst = t.UTC().AppendFormat(dst, timeFormat)
 	dst = append(dst, ' ')
 	dst = append(dst, stream...)
 	if partial {
-		dst = append(dst, " P "...)
-	} else {
-		dst = append(dst, " F "...)
+		return append(dst, " P "...)
 	}
-	dst = append(dst, content...)
-	return append(dst, '\n')
+	return append(dst, " F "...)
 }

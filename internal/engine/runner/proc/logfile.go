@@ -108,17 +108,29 @@ func (l *logFile) close() error {
 	return err
 }
 
-// lineWriter turns one stream's bytes into log entries.
+// batchSize is how much is written to a log at a time, give or take an entry:
+// one short line takes many times its length there.
+const batchSize = 128 << 10
+
+// lineWriter turns one stream's bytes into log entries. All that come with one
+// read have the same time.
 type lineWriter struct {
-	log     *logFile
-	stream  string
-	pending []byte // the beginning of a line whose end has not come
-	entries []byte // reused
+	log           *logFile
+	stream        string
+	pending       []byte // the beginning of a line whose end has not come
+	entries       []byte // not written yet; reused, as what follows
+	full, partial []byte // what an entry begins with now
+}
+
+// begin takes the time of the entries that follow.
+func (w *lineWriter) begin() {
+	now := time.Now()
+	w.full = crilog.AppendHead(w.full[:0], now, w.stream, false)
+	w.partial = crilog.AppendHead(w.partial[:0], now, w.stream, true)
 }
 
 func (w *lineWriter) write(b []byte) {
-	now := time.Now()
-	w.entries = w.entries[:0]
+	w.begin()
 	for len(b) > 0 {
 		end := bytes.IndexByte(b, '\n')
 		rest := b
@@ -126,7 +138,7 @@ func (w *lineWriter) write(b []byte) {
 			rest = b[:end]
 		}
 		if room := maxLine - len(w.pending); len(rest) > room {
-			w.entry(now, rest[:room], true)
+			w.entry(w.partial, rest[:room])
 			b = b[room:]
 			continue
 		}
@@ -134,22 +146,30 @@ func (w *lineWriter) write(b []byte) {
 			w.pending = append(w.pending, rest...)
 			break
 		}
-		w.entry(now, rest, false)
+		w.entry(w.full, rest)
 		b = b[end+1:]
 	}
-	if len(w.entries) > 0 {
-		w.log.write(w.entries)
+	w.send()
+}
+
+// entry makes what is pending and b one entry.
+func (w *lineWriter) entry(head, b []byte) {
+	w.entries = append(w.entries, head...)
+	w.entries = append(w.entries, w.pending...)
+	w.entries = append(w.entries, b...)
+	w.entries = append(w.entries, '\n')
+	w.pending = w.pending[:0]
+	if len(w.entries) >= batchSize {
+		w.send()
 	}
 }
 
-// entry appends what is pending and b as one entry.
-func (w *lineWriter) entry(now time.Time, b []byte, partial bool) {
-	if len(w.pending) > 0 {
-		w.pending = append(w.pending, b...)
-		b = w.pending
+// send hands the entries to the log.
+func (w *lineWriter) send() {
+	if len(w.entries) > 0 {
+		w.log.write(w.entries)
+		w.entries = w.entries[:0]
 	}
-	w.entries = crilog.AppendEntry(w.entries, now, w.stream, b, partial)
-	w.pending = w.pending[:0]
 }
 
 // flush writes a last line that has no end, as a partial one.
@@ -157,7 +177,7 @@ func (w *lineWriter) flush() {
 	if len(w.pending) == 0 {
 		return
 	}
-	w.entries = w.entries[:0]
-	w.entry(time.Now(), nil, true)
-	w.log.write(w.entries)
+	w.begin()
+	w.entry(w.partial, nil)
+	w.send()
 }

@@ -28,6 +28,9 @@ type output struct {
 // it made them as large as it may.
 const tail = 3 << 20
 
+// readSize is how much of a stream is read at a time: all that a pipe holds.
+const readSize = 64 << 10
+
 // copy copies a stream to its end.
 func (o *output) copy(stream string, from io.Reader) {
 	var lines *lineWriter
@@ -39,7 +42,7 @@ func (o *output) copy(stream string, from io.Reader) {
 	if stream == "stderr" {
 		frame = runner.FrameStderr
 	}
-	buf := make([]byte, 32<<10)
+	buf := make([]byte, readSize)
 	for {
 		n, err := from.Read(buf)
 		if n > 0 {

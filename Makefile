@@ -75,6 +75,7 @@ e2e: build kubectl ## the real programs: scripts of test/e2e, and test/chaos in 
 
 chaos: build ## test/chaos in its long form: 200 kills, 500 containers at once, 5000 in a row; 45 minutes
 	$(GO) test ./test/chaos -count=1 -timeout 3h -v -run '$(RUN)' -long
+	$(GO) test ./internal/engine -count=1 -timeout 1h -v -run 'MountRace' -long
 
 conformance-cri: deps ## run critest, the suite for container runtimes; FOCUS is a regular expression of specs, UPDATE=1 writes docs/conformance.md
 	FOCUS='$(FOCUS)' UPDATE='$(UPDATE)' scripts/conformance-cri.sh

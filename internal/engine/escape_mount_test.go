@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,6 +14,8 @@ import (
 	"github.com/ferryos/ferry/internal/engine"
 	"github.com/ferryos/ferry/internal/engine/enginetest"
 )
+
+var long = flag.Bool("long", false, "as often as it takes to find what is rare")
 
 // tryRun runs a container that may be refused, and returns what it printed.
 func tryRun(t *testing.T, m *enginetest.Machine, spec engine.ContainerSpec) (string, error) {
@@ -168,7 +171,10 @@ func TestEscapeMountRace(t *testing.T) {
 		}
 	})
 	defer func() { close(stop); swapping.Wait() }()
-	const tries = 25
+	tries := 25
+	if *long {
+		tries = 1000
+	}
 	started := 0
 	for range tries {
 		out, err := tryRun(t, m, engine.ContainerSpec{Image: enginetest.Busybox,

@@ -71,6 +71,7 @@ type kit struct {
 	server     *grpc.Server
 	databases  []interface{ Close() error }
 	unsynced   *unsynced
+	lease      *buildLease
 	stopping   chan struct{}
 
 	// background runs f on a goroutine; its context ends at stop, which waits for it.
@@ -113,6 +114,7 @@ func (b *Builder) Stop(context.Context) error {
 	k.cancel()
 	k.server.Stop()
 	k.work.Wait()
+	k.lease.endIdle()
 	errs := []error{k.unsynced.stop(), k.controller.Close()}
 	for _, db := range k.databases {
 		errs = append(errs, db.Close())
@@ -173,7 +175,7 @@ func (b *Builder) newKit(ctx context.Context) (_ *kit, err error) {
 	if err := os.MkdirAll(b.opt.Root, 0o700); err != nil {
 		return nil, err
 	}
-	k := &kit{stopping: make(chan struct{}), local: newPipes()}
+	k := &kit{stopping: make(chan struct{}), local: newPipes(), lease: newBuildLease(b.opt.Engine.Images().Leases(), b.opt.Log)}
 	defer func() {
 		if err != nil {
 			for _, db := range k.databases {
@@ -236,7 +238,7 @@ func (b *Builder) newKit(ctx context.Context) (_ *kit, err error) {
 	if err != nil {
 		return nil, err
 	}
-	k.server = grpc.NewServer(grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor, k.unsynced.unary), grpc.ChainStreamInterceptor(grpcerrors.StreamServerInterceptor, k.unsynced.stream))
+	k.server = grpc.NewServer(grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor, k.unsynced.unary, k.lease.unary), grpc.ChainStreamInterceptor(grpcerrors.StreamServerInterceptor, k.unsynced.stream))
 	k.controller.Register(k.server)
 	base, cancel := context.WithCancel(ctx)
 	k.cancel = cancel

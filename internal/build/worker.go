@@ -47,7 +47,7 @@ func (b *Builder) workerOptions(ctx context.Context, k *kit) (base.WorkerOpt, er
 	}
 	k.databases = append(k.databases, meta)
 	s := b.opt.Engine.Images()
-	blobs := containerdsnapshot.NewContentStore(s.ContentStore(), store.Namespace)
+	blobs := containerdsnapshot.NewContentStore(blobs{s.ContentStore(), k.lease}, store.Namespace)
 	return base.WorkerOpt{
 		ID: id, Root: root, MetadataStore: meta, Labels: map[string]string{snapshotterLabel: store.SnapshotterName, gatewayLabel: b.opt.Gateway.String()}, Platforms: []ocispec.Platform{platforms.Normalize(platforms.DefaultSpec())},
 		// Networks are the executor's business; BuildKit only asks which modes there are.
@@ -59,11 +59,11 @@ func (b *Builder) workerOptions(ctx context.Context, k *kit) (base.WorkerOpt, er
 		Applier:        apply.NewFileSystemApplier(blobs),
 		Differ:         walking.NewWalkingDiff(blobs),
 		ImageStore:     namedImages{s.ImageStore(), s, b.onNamed},
-		LeaseManager:   leaseutil.WithNamespace(s.Leases(), store.Namespace),
+		LeaseManager:   leaseutil.WithNamespace(k.lease, store.Namespace),
 		GCPolicy:       cachePolicy(root),
 		RegistryHosts:  b.registries(ctx),
 		MountPoolRoot:  filepath.Join(root, "cachemounts"),
-		GarbageCollect: func(ctx context.Context) (gc.Stats, error) { return nil, s.GC(ctx) },
+		GarbageCollect: func(ctx context.Context) (gc.Stats, error) { k.lease.endIdle(); return nil, s.GC(ctx) },
 	}, nil
 }
 

@@ -41,6 +41,7 @@ build: deps ## build everything into bin/
 	$(GO) run ./runtimes/mlp/image -binary $(BIN)/mlp -o $(BIN)/images/mlp.tar
 	$(GO) build -ldflags '$(FERRY_FLAGS) $(KUBE_FLAGS)' -o $(BIN)/ferryd ./cmd/ferryd
 	$(GO) build -ldflags '$(FERRY_FLAGS)' -o $(BIN)/ferry ./cmd/ferry
+	$(GO) build -ldflags '$(FERRY_FLAGS)' -o $(BIN)/ferry-build ./cmd/ferry-build
 
 deps: ## install the system packages that are missing (apt, as root)
 	@scripts/deps
@@ -92,7 +93,7 @@ install: build ## install below PREFIX
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/ferry/images
 	install -m 755 $(BIN)/ferry $(DESTDIR)$(PREFIX)/bin/
 	install -m 644 $(BIN)/images/mlp.tar $(DESTDIR)$(PREFIX)/libexec/ferry/images/
-	install -m 755 $(BIN)/ferryd $(BIN)/ferry-runner $(BIN)/ferry-init $(DESTDIR)$(PREFIX)/libexec/ferry/
+	install -m 755 $(BIN)/ferryd $(BIN)/ferry-build $(BIN)/ferry-runner $(BIN)/ferry-init $(DESTDIR)$(PREFIX)/libexec/ferry/
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's|^ExecStart=/usr/local/|ExecStart=$(PREFIX)/|' packaging/systemd/ferryd.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ferryd.service
 

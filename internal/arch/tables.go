@@ -23,12 +23,13 @@ var layers = []layer{
 
 	// Programs.
 	{"cmd/ferry", "cli"},
+	{"cmd/ferry-build", "build/buildclient cli"},
 	{"cmd/ferryd", "app"},
 	{"cmd/ferry-runner", "engine/runner/proc"},
 	{"cmd/ferry-init", "initproc"},
 
 	// The command line is a client like any other; the composition root knows every part.
-	{"cli", "build/buildclient cgroups cli/dockercontext config fault instance kube/kubeconfig term"},
+	{"cli", "cgroups cli/dockercontext config fault instance kube/kubeconfig term"},
 	{"app", "build cgroups config dockerapi dockerconfig engine engine/cri engine/network engine/store fault instance kube lifecycle logfile registry"},
 
 	// What others speak to us: the Docker API, BuildKit, Kubernetes, CRI, an OCI registry.
@@ -96,9 +97,8 @@ var layers = []layer{
 type owner struct{ dependencies, importers string }
 
 // owners are the heavy dependencies. More than one importer is an exception:
-// buildclient is BuildKit's client half, for the command line, and dockerfile
-// its parser; build plugs
-// BuildKit into the stores; cri implements Kubernetes' interface of a runtime.
+// buildclient is BuildKit's client half, for ferry-build, and dockerfile its
+// parser; build plugs BuildKit into the stores; cri implements Kubernetes' interface of a runtime.
 var owners = []owner{
 	{"github.com/containerd/containerd", "engine/store build"},
 	{"go.etcd.io/bbolt", "engine/store build"},
@@ -137,10 +137,7 @@ const kubernetes = "k8s.io/api k8s.io/apimachinery k8s.io/client-go k8s.io/kuber
 var programs = []program{
 	{"cmd/ferry", "", kubernetes + "github.com/opencontainers/runc github.com/opencontainers/cgroups " +
 		"github.com/vishvananda/netlink github.com/google/nftables github.com/distribution/distribution " +
-		"github.com/containerd/containerd/v2/core/metadata github.com/containerd/containerd/v2/core/snapshots " +
-		"github.com/containerd/containerd/v2/core/mount github.com/containerd/containerd/v2/plugins/snapshots " +
-		"github.com/moby/buildkit/control github.com/moby/buildkit/worker github.com/moby/buildkit/executor " +
-		"github.com/moby/buildkit/cache github.com/moby/buildkit/solver/llbsolver " +
+		"github.com/containerd/containerd github.com/moby/buildkit google.golang.org/grpc google.golang.org/protobuf " +
 		modulePath + "/internal/engine " + modulePath + "/internal/app",
 		"the command line is a client and starts within milliseconds"},
 	{"cmd/ferry-runner", "seccomp netgo osusergo", kubernetes + "github.com/containerd/containerd github.com/moby/buildkit " +

@@ -175,7 +175,7 @@ func (b *Builder) newKit(ctx context.Context) (_ *kit, err error) {
 	if err := os.MkdirAll(b.opt.Root, 0o700); err != nil {
 		return nil, err
 	}
-	k := &kit{stopping: make(chan struct{}), local: newPipes(), lease: newBuildLease(b.opt.Engine.Images().Leases(), b.opt.Log)}
+	k := &kit{stopping: make(chan struct{}), local: newPipes(), lease: newBuildLease(ctx, b.opt.Engine.Images().Leases(), b.opt.Log)}
 	defer func() {
 		if err != nil {
 			for _, db := range k.databases {

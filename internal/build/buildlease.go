@@ -41,7 +41,8 @@ const (
 // It is BuildKit's leases.Manager. Leases that belong to cache records, and
 // those whose content is taken over by one, are made as they are asked for.
 type buildLease struct {
-	leases.Manager // the store's
+	leases.Manager                       // the store's
+	remove         func(id string) error // a lease, whatever has become of who asked for it
 	log            *slog.Logger
 
 	mu    sync.Mutex
@@ -52,8 +53,9 @@ type buildLease struct {
 	idle  *time.Timer              // nil or ends it
 }
 
-func newBuildLease(m leases.Manager, log *slog.Logger) *buildLease {
-	return &buildLease{Manager: m, log: log}
+func newBuildLease(ctx context.Context, m leases.Manager, log *slog.Logger) *buildLease {
+	ctx = named(context.WithoutCancel(ctx))
+	return &buildLease{Manager: m, log: log, remove: func(id string) error { return m.Delete(ctx, leases.Lease{ID: id}) }}
 }
 
 // Create implements leases.Manager.
@@ -134,7 +136,7 @@ func (b *buildLease) endIdle() {
 	if b.users > 0 || b.id == "" {
 		return
 	}
-	if err := b.Manager.Delete(named(context.Background()), leases.Lease{ID: b.id}); err != nil && !errdefs.IsNotFound(err) {
+	if err := b.remove(b.id); err != nil && !errdefs.IsNotFound(err) {
 		b.log.Error("end the lease of builds", "lease", b.id, "error", err)
 	}
 	b.id, b.held, b.until = "", nil, time.Time{}

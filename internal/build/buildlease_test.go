@@ -67,7 +67,7 @@ func TestBuildLease(t *testing.T) {
 	runnertest.NeedRoot(t)
 	b := newBuilder(t)
 	ctx, all := named(t.Context()), b.machine.Store.Leases()
-	l := newBuildLease(all, b.opt.Log)
+	l := newBuildLease(t.Context(), all, b.opt.Log)
 	create := func(opts ...leases.Opt) string {
 		t.Helper()
 		made, err := l.Create(ctx, append([]leases.Opt{leases.WithRandomID()}, opts...)...)

@@ -2,17 +2,53 @@ package cli
 
 import (
 	"context"
+	"io"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
-	"github.com/ferryos/ferry/internal/build/buildclient"
 	"github.com/ferryos/ferry/internal/fault"
 )
 
+// BuildOptions say what to build. They are those of build/buildclient.
+type BuildOptions struct {
+	Socket     string // the daemon's Docker socket
+	Context    string // directory
+	Dockerfile string // path; "" is Dockerfile in Context
+	Tags       []string
+	BuildArgs  map[string]string
+	Labels     map[string]string
+	Target     string
+	NoCache    bool
+	Pull       bool   // ask registries even for images that are here
+	Progress   string // auto, plain, tty, quiet or rawjson
+	Out        io.Writer
+}
+
+// Build builds an image and returns its ID. It is nil in ferry itself, which
+// leaves building to ferry-build beside it, the same program with BuildKit's
+// client linked in: only to load that takes as long as all else of a short command.
+var Build func(ctx context.Context, opt BuildOptions) (imageID string, err error)
+
+// buildProgram is the name of the program that has Build.
+const buildProgram = "ferry-build"
+
+// execBuild has the program with Build take this one's place.
+func (e *env) execBuild() error {
+	cfg, err := e.config()
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(cfg.LibexecDir, buildProgram)
+	err = unix.Exec(path, append([]string{path}, e.args...), os.Environ())
+	return fault.New(fault.Unavailable, "start %s: %w", path, err).Hint("`ferry doctor` tells what of the installation is missing")
+}
+
 func (e *env) buildCommand() *cobra.Command {
-	var opts buildclient.Options
+	var opts BuildOptions
 	var args, labels []string
 	var quiet bool
 	var idFile string
@@ -20,6 +56,9 @@ func (e *env) buildCommand() *cobra.Command {
 		Use: "build [flags] DIR", Short: "Build an image from a Dockerfile", Args: exactly(1, "DIR"),
 		Example: "  ferry build -t app:v1 .\n  ferry build -t app:dev -f Dockerfile.dev --build-arg DEBUG=1 .",
 		RunE: interruptible(func(ctx context.Context, dirs []string) error {
+			if Build == nil {
+				return e.execBuild()
+			}
 			cfg, err := e.config()
 			if err != nil {
 				return err
@@ -34,17 +73,17 @@ func (e *env) buildCommand() *cobra.Command {
 			if opts.Labels, err = pairs("label", labels, e.getenv); err != nil {
 				return err
 			}
-			res, err := buildclient.Build(ctx, opts)
+			id, err := Build(ctx, opts)
 			if err != nil {
 				return err
 			}
 			if idFile != "" {
-				if err := os.WriteFile(idFile, []byte(res.ImageID), 0o644); err != nil {
+				if err := os.WriteFile(idFile, []byte(id), 0o644); err != nil {
 					return fault.New(fault.Invalid, "--iidfile: %w", err).Hint("the image is built; name a file that can be written")
 				}
 			}
 			if quiet || len(opts.Tags) == 0 {
-				e.term.Printf("%s\n", res.ImageID)
+				e.term.Printf("%s\n", id)
 			}
 			return nil
 		}),

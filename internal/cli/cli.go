@@ -1,8 +1,8 @@
 // Package cli is the ferry command: one file a command, all of them plain
 // clients of the Docker Engine API and the Kubernetes API.
 //
-// Only cmd/ferry imports it, and the size and the start time of that program
-// depend on what it imports: no containerd, no k8s.io/api. It does not import
+// Only cmd/ferry and cmd/ferry-build import it, and the size and the start time
+// of the first depend on what it imports: no containerd, no BuildKit, no k8s.io/api. It does not import
 // the engine or the platform's parts; what another client of the two APIs could
 // not do, it cannot either. The exceptions are the commands about the daemon
 // itself: up, down, status and doctor.
@@ -39,6 +39,7 @@ func (e exitError) Error() string { return "" }
 type env struct {
 	term   *term.Terminal
 	getenv func(string) string
+	args   []string // after the program's name
 	// config reads the configuration once.
 	config func() (config.Config, error)
 }
@@ -46,7 +47,7 @@ type env struct {
 // Main runs the ferry command with the arguments after the program's name and
 // returns its exit code.
 func Main(ctx context.Context, args []string, in io.Reader, out, errs io.Writer, getenv func(string) string) int {
-	e := &env{term: term.New(in, out, errs, getenv), getenv: getenv, config: sync.OnceValues(config.Load)}
+	e := &env{term: term.New(in, out, errs, getenv), getenv: getenv, args: args, config: sync.OnceValues(config.Load)}
 	root := e.root()
 	root.SetArgs(args)
 	root.SetIn(in)

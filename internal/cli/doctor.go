@@ -124,7 +124,7 @@ func (e *env) examine(ctx context.Context, cfg config.Config) []check {
 		checkProgram("nft", "nftables"),
 		checkSeccomp(), checkDisk(cfg),
 	}
-	for _, name := range []string{"ferryd", "ferry-runner", "ferry-init"} {
+	for _, name := range []string{"ferryd", "ferry-build", "ferry-runner", "ferry-init"} {
 		_, err := os.Stat(filepath.Join(cfg.LibexecDir, name))
 		checks = append(checks, verdict(name, err == nil, "is installed in "+cfg.LibexecDir, fmt.Sprint(err), "install it beside ferry, or set libexecDir"))
 	}

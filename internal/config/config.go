@@ -29,7 +29,7 @@ type Config struct {
 	DataDir string `json:"dataDir,omitempty"`
 	// RunDir holds what ends with the boot: sockets, namespaces, mount points, the daemon's pid.
 	RunDir string `json:"runDir,omitempty"`
-	// LibexecDir holds ferryd, ferry-runner, ferry-init and the bundled images (images/*.tar).
+	// LibexecDir holds ferryd, ferry-build, ferry-runner, ferry-init and the bundled images (images/*.tar).
 	// Empty: the directory of the running program, or ../libexec/ferry from there
 	// if ferryd is there alone.
 	LibexecDir string `json:"libexecDir,omitempty"`

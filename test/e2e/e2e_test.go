@@ -40,7 +40,7 @@ func TestScripts(t *testing.T) {
 		t.Skip("needs root: it runs containers")
 	}
 	var needed []string
-	for _, name := range []string{"ferry", "ferryd", "ferry-runner", "ferry-init", "kubectl", "images/mlp.tar"} {
+	for _, name := range []string{"ferry", "ferryd", "ferry-build", "ferry-runner", "ferry-init", "kubectl", "images/mlp.tar"} {
 		needed = append(needed, filepath.Join(*bin, name))
 	}
 	if *clients != "" {

@@ -1,6 +1,6 @@
 // Package buildclient builds an image through the daemon's Docker socket, as
 // docker's own buildx does: BuildKit's protocol on a connection that is taken
-// over from POST /grpc. The ferry command imports it.
+// over from POST /grpc. ferry-build imports it.
 package buildclient
 
 import (

@@ -60,7 +60,7 @@ func newParts(cfg config.Config, log *slog.Logger, progress *progress) (*parts, 
 		}},
 		builder,
 		dockerapi.New(dockerapi.Options{Engine: p.engine, Builder: builder, Socket: cfg.DockerSocket(), LogDir: filepath.Join(cfg.DataDir, "container-logs"),
-			Root: cfg.DataDir, Version: Version, Log: log,
+			Root: cfg.DataDir, Version: Version, Log: log, OwnRegistry: p.ownRegistry,
 			Defaults: dockerapi.Defaults{UserNamespaces: cfg.Engine.UserNamespaces, PidsLimit: *cfg.Engine.PidsLimit}}),
 		p.registry,
 		runtime, cri.NewSocket(runtime, cfg.CRISocket(), log),
@@ -122,9 +122,11 @@ func newEngineParts(cfg config.Config, pool int, log *slog.Logger) (*parts, erro
 	return &parts{list: []lifecycle.Component{bridge, images, containers}, engine: containers, network: bridge, store: images, registry: hub}, nil
 }
 
+func (p *parts) ownRegistry(host string) bool { return slices.Contains(p.registry.Hosts(), host) }
+
 // ownCredential is the credential of the built-in registry; none for others.
 func (p *parts) ownCredential(host string) (user, password string) {
-	if slices.Contains(p.registry.Hosts(), host) {
+	if p.ownRegistry(host) {
 		return p.registry.Credential()
 	}
 	return "", ""

@@ -61,7 +61,7 @@ type Builder interface {
 	OnNamed(f func(ctx context.Context, name string))
 }
 
-// Options are what a Server is made from; all but Builder are needed.
+// Options are what a Server is made from; all but Builder and OwnRegistry are needed.
 type Options struct {
 	Engine  *engine.Engine
 	Builder Builder // nil: what builds answers 501
@@ -69,6 +69,9 @@ type Options struct {
 	LogDir  string  // where containers' logs are kept, <LogDir>/<pod>/0.log
 	Root    string  // shown by /info as DockerRootDir; volumes are kept in it
 	Version string  // Ferry's version
+	// OwnRegistry reports whether a host is the built-in registry, whose credential
+	// the engine has; may be nil.
+	OwnRegistry func(host string) bool
 	// Defaults are what containers get that ask for nothing else.
 	Defaults Defaults
 	Log      *slog.Logger

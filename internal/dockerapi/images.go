@@ -43,6 +43,10 @@ func (s *Server) imageList(w http.ResponseWriter, r *http.Request) error {
 	})
 	out := s.imageSummaries(r.Context(), images)
 	for i := range out {
+		if match["reference"] != nil { // as Docker: of the names those that were asked for
+			other := func(name string) bool { return !match.reference(name) }
+			out[i].RepoTags, out[i].RepoDigests = slices.DeleteFunc(out[i].RepoTags, other), slices.DeleteFunc(out[i].RepoDigests, other)
+		}
 		if size, known := shared[images[i].Target]; known {
 			out[i].SharedSize = size
 		}
@@ -170,18 +174,16 @@ func (f filters) image(img store.Image) bool {
 	tags := img.RepoTags()
 	return f.labels(img.Config.Labels) && f.noLabels(img.Config.Labels) && f.until(img.Created) &&
 		f.any("dangling", func(v string) bool { want, _ := strconv.ParseBool(v); return (len(tags) == 0) == want }) &&
-		f.any("reference", func(v string) bool {
-			for _, tag := range tags {
-				ref, err := reference.ParseNormalizedNamed(tag)
-				if err != nil {
-					continue
-				}
-				if ok, err := reference.FamiliarMatch(v, ref); err == nil && ok {
-					return true
-				}
-			}
-			return false
-		})
+		(f["reference"] == nil || slices.ContainsFunc(tags, f.reference))
+}
+
+// reference reports whether a name is one of those asked for.
+func (f filters) reference(name string) bool {
+	ref, err := reference.ParseNormalizedNamed(name)
+	return err == nil && f.any("reference", func(pattern string) bool {
+		ok, err := reference.FamiliarMatch(pattern, ref)
+		return err == nil && ok
+	})
 }
 
 // imageVerbs are the routes below /images/NAME, by method and verb.

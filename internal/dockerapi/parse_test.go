@@ -186,6 +186,13 @@ func TestRegistryAuth(t *testing.T) {
 	if got, err := registryAuth(header(`{"identitytoken":"t"}`)); err != nil || got != (store.Auth{IdentityToken: "t"}) {
 		t.Errorf("token: %+v, %v", got, err)
 	}
+	// The built-in registry is shown what the daemon has, not what a client kept of another.
+	s := New(Options{OwnRegistry: func(host string) bool { return host == "localhost:5000" }})
+	for name, want := range map[string]store.Auth{"localhost:5000/x:v1": {}, "localhost:5000/x": {}, "localhost:5001/x": {Username: "u"}, "x": {Username: "u"}} {
+		if got, err := s.authFor(header(`{"username":"u"}`), name); err != nil || got != want {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
 	for _, bad := range []string{"{", "7"} {
 		if _, err := registryAuth(header(bad)); !fault.Is(err, fault.Invalid) {
 			t.Errorf("%s: %v", bad, err)

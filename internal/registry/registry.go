@@ -2,7 +2,7 @@
 // library, on loopback and on the bridge, where pods reach it.
 //
 // Anybody who reaches it may pull; pushing asks for the one credential that is
-// made at the first start. It is an ordinary registry: nothing of Ferry goes
+// made at the first start, and another is refused. It is an ordinary registry: nothing of Ferry goes
 // around it. Only the composition root imports it.
 package registry
 
@@ -121,10 +121,12 @@ func (r *Registry) configuration() (*configuration.Configuration, error) {
 	return c, nil
 }
 
-// guard asks for the credential where something would change.
+// guard asks for the credential where something would change. A wrong one is
+// refused anywhere: who logs in wants to know.
 func (r *Registry) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		if req.Method == http.MethodGet || req.Method == http.MethodHead || r.authorized(req) {
+		reads := req.Method == http.MethodGet || req.Method == http.MethodHead
+		if reads && req.Header.Get("Authorization") == "" || r.authorized(req) {
 			next.ServeHTTP(w, req)
 			return
 		}
@@ -133,7 +135,7 @@ func (r *Registry) guard(next http.Handler) http.Handler {
 		w.WriteHeader(http.StatusUnauthorized)
 		// The error format of the OCI distribution specification.
 		_ = json.NewEncoder(w).Encode(map[string]any{"errors": []map[string]string{{
-			"code": "UNAUTHORIZED", "message": "pushing needs the registry's credential"}}})
+			"code": "UNAUTHORIZED", "message": "pushing needs the registry's credential, pulling none"}}})
 	})
 }
 

@@ -81,6 +81,12 @@ func TestPushAsksForTheCredentialAndAnybodyPulls(t *testing.T) {
 			t.Errorf("password %q: %d %s", wrong, res.StatusCode, text)
 		}
 	}
+	// Who logs in is told at once what pushing would tell.
+	for wrong, want := range map[string]int{"": 200, "guess": 401} {
+		if res, text := do(t, "GET", fmt.Sprintf("http://127.0.0.1:%d/v2/", port), wrong, "", nil); res.StatusCode != want {
+			t.Errorf("login with %q: %d %s", wrong, res.StatusCode, text)
+		}
+	}
 	_, password := r.Credential()
 	res, _ := do(t, "POST", base+"/blobs/uploads/", password, "", nil)
 	location := res.Header.Get("Location")

@@ -63,12 +63,6 @@ func (s *Server) containerCreate(w http.ResponseWriter, r *http.Request) error {
 	if err := s.findNetworks(ctx, &plan); err != nil {
 		return err
 	}
-	s.using.RLock()
-	defer s.using.RUnlock()
-	if err := s.findVolumes(ctx, &plan); err != nil {
-		return err
-	}
-	plan.mapVolumes()
 	place := s.events.Now()
 	id, err := s.make(ctx, plan)
 	if err != nil {
@@ -82,31 +76,57 @@ func (s *Server) containerCreate(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusCreated, container.CreateResponse{ID: id, Warnings: warnings})
 }
 
-// make creates the pod and the container in it, or nothing.
+// make creates the pod and the container in it, with its volumes, or nothing.
 func (s *Server) make(ctx context.Context, p plan) (string, error) {
+	podID, made, err := s.makeContainer(ctx, &p)
+	if err == nil {
+		err = s.readyVolumes(ctx, p, podID) // which may take long
+	}
+	if err == nil {
+		return podID, nil
+	}
+	if podID != "" {
+		err = errors.Join(err, s.opt.Engine.RemovePod(context.WithoutCancel(ctx), podID))
+	}
+	if len(made) > 0 {
+		s.using.Lock()
+		defer s.using.Unlock()
+		err = errors.Join(err, s.dropUnused(context.WithoutCancel(ctx), made))
+	}
+	return "", err
+}
+
+// makeContainer creates the pod, the container in it and the volumes that are
+// missing. Whatever was made by the time of an error is returned too: the ID of
+// the pod, which is the container's, and the names of new anonymous volumes.
+// No volume is removed from when it is looked for to when it has this user.
+func (s *Server) makeContainer(ctx context.Context, p *plan) (podID string, made []string, err error) {
+	s.using.RLock()
+	defer s.using.RUnlock()
+	if err := s.findVolumes(ctx, p); err != nil {
+		return "", nil, err
+	}
+	p.mapVolumes()
 	extra, err := json.Marshal(p.settings)
 	if err != nil {
-		return "", fmt.Errorf("create %s: %w", p.pod.Name, err)
+		return "", nil, fmt.Errorf("create %s: %w", p.pod.Name, err)
 	}
 	p.pod.LogDir, p.container.Extra = s.opt.LogDir, extra
 	pod, err := s.opt.Engine.CreatePod(ctx, p.pod)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	if p.logged {
 		p.container.LogPath = pod.ID + "/0.log"
 	}
-	c, err := s.opt.Engine.CreateContainer(ctx, pod.ID, p.container)
-	if err == nil {
-		err = p.makeBindSources()
+	if _, err := s.opt.Engine.CreateContainer(ctx, pod.ID, p.container); err != nil {
+		return pod.ID, nil, err
 	}
-	if err == nil {
-		err = s.makeVolumes(ctx, p, c.ID)
+	if err := p.makeBindSources(); err != nil {
+		return pod.ID, nil, err
 	}
-	if err != nil {
-		return "", errors.Join(err, s.opt.Engine.RemovePod(context.WithoutCancel(ctx), pod.ID))
-	}
-	return c.ID, nil
+	made, err = s.makeVolumes(p)
+	return pod.ID, made, err
 }
 
 // checkPlatform refuses a request for another platform than the machine's.

@@ -86,8 +86,10 @@ type Server struct {
 	life   *supervise.Supervisor // set by Start
 
 	volumes *volume.Store
-	using   sync.RWMutex // held for reading while a container is made, for writing while volumes are removed
-	// filling locks a directory while an image's content is copied into it; taken after using.
+	// using is held for reading while a container is made and finds its volumes, not
+	// while they are filled; for writing while volumes are removed.
+	using sync.RWMutex
+	// filling locks a directory while an image's content is copied into it.
 	filling *locker.Locker
 
 	http *http.Server

@@ -209,25 +209,28 @@ func (s *Server) volumesFrom(ctx context.Context, p *plan, spec string) error {
 	return nil
 }
 
-// makeVolumes makes the volumes of a new container that are missing and copies
-// into those that are empty what its image has in their place. On error the
-// anonymous ones are taken away again.
-func (s *Server) makeVolumes(ctx context.Context, p plan, id string) (err error) {
-	var made []string
-	defer func() {
-		if err != nil {
-			for _, name := range made {
-				err = errors.Join(err, s.dropVolume(name))
-			}
-		}
-	}()
+// makeVolumes makes the volumes of a new container that are missing and returns
+// the anonymous ones among them.
+func (s *Server) makeVolumes(p *plan) (made []string, err error) {
 	for _, dst := range slices.Sorted(maps.Keys(p.volumes)) {
 		v, isNew, err := s.createVolume(p.volumes[dst].create)
 		if err != nil {
-			return err
+			return made, err
 		}
 		if isNew && v.Anonymous {
 			made = append(made, v.Name)
+		}
+	}
+	return made, nil
+}
+
+// readyVolumes copies into the volumes of a new container that are empty what its
+// image has in their place.
+func (s *Server) readyVolumes(ctx context.Context, p plan, id string) error {
+	for _, dst := range slices.Sorted(maps.Keys(p.volumes)) {
+		v, err := s.volumes.Get(p.volumes[dst].create.Name)
+		if err != nil {
+			return err
 		}
 		if err := s.readyVolume(ctx, id, dst, v, p.volumes[dst].noCopy); err != nil {
 			return err

@@ -167,6 +167,45 @@ func TestVolumeCopyUp(t *testing.T) {
 }
 
 // TestAnonymousVolumes go with their container where that is asked for.
+// TestVolumesWhileOneIsFilled: the filling of a large volume holds up neither
+// what is done to other volumes nor other containers, and it is in use.
+func TestVolumesWhileOneIsFilled(t *testing.T) {
+	a := newAPI(t)
+	for _, name := range []string{"big", "other"} {
+		if _, err := a.VolumeCreate(t.Context(), client.VolumeCreateOptions{Name: name}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	source := filepath.Join(a.machine.Dir(), "volumes", "big", "_data")
+	a.server.Filling().Lock(source)
+	made := make(chan answer, 1)
+	go func() {
+		made <- a.do("POST", "/containers/create?name=filling", `{"Image":"`+enginetest.Busybox+`","HostConfig":{"Binds":["big:/etc"]}}`)
+	}()
+	eventually(t, "the container is there", func() bool { return a.do("GET", "/containers/filling/json", "").status == http.StatusOK })
+	if got := a.do("DELETE", "/volumes/other", ""); got.status != http.StatusNoContent {
+		t.Errorf("another volume: %+v", got)
+	}
+	if got := a.do("DELETE", "/volumes/big", ""); got.status != http.StatusConflict {
+		t.Errorf("the volume that is filled: %+v", got)
+	}
+	a.remove(a.create(shell("true")), client.ContainerRemoveOptions{RemoveVolumes: true})
+	select {
+	case got := <-made:
+		t.Errorf("the container was made before its volume was filled: %+v", got)
+	default:
+	}
+	if err := a.server.Filling().Unlock(source); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-made; got.status != http.StatusCreated {
+		t.Errorf("%+v", got)
+	}
+	if _, err := os.Stat(filepath.Join(source, "passwd")); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAnonymousVolumes(t *testing.T) {
 	a := newAPI(t)
 	a.load(dataImage(t))

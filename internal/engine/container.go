@@ -166,15 +166,29 @@ func (e *Engine) CreateContainer(ctx context.Context, podID string, spec Contain
 	if _, err := e.opt.Store.PrepareRootfs(ctx, rec.Container.ID, img.ID); err != nil {
 		return Container{}, fmt.Errorf("create container %s: %w", spec.Name, err)
 	}
-	c := newContainer(p, rec)
-	if err := e.ctrs.save(rec.Container.ID, rec); err != nil {
-		return Container{}, errors.Join(err, e.opt.Store.RemoveRootfs(ctx, rec.Container.ID))
+	if err := e.addContainer(newContainer(p, rec)); err != nil {
+		return Container{}, errors.Join(err, e.opt.Store.RemoveRootfs(context.WithoutCancel(ctx), rec.Container.ID))
+	}
+	return rec.Container, nil
+}
+
+// addContainer records a new container and tells of it, unless its pod was
+// removed meanwhile: nobody would remove it.
+func (e *Engine) addContainer(c *container) error {
+	c.pod.op.Lock()
+	defer c.pod.op.Unlock()
+	if c.pod.removed {
+		return errPodRemoved(c.pod)
+	}
+	id := c.rec.Container.ID
+	if err := e.ctrs.save(id, c.rec); err != nil {
+		return err
 	}
 	e.mu.Lock()
-	e.ctrByID[rec.Container.ID] = c
+	e.ctrByID[id] = c
 	e.mu.Unlock()
-	e.publish(EventCreated, pod, &rec.Container)
-	return rec.Container, nil
+	e.publish(EventCreated, c.pod.snapshot(), &c.rec.Container)
+	return nil
 }
 
 // StartContainer starts a created or exited container, and before that its pod

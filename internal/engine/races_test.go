@@ -149,3 +149,39 @@ func TestRemovedStaysRemoved(t *testing.T) {
 		}
 	}
 }
+
+// TestCreateInRemovedPod: of a pod that is removed while a container is made in
+// it, no container is left, nor what one takes.
+func TestCreateInRemovedPod(t *testing.T) {
+	m := enginetest.New(t)
+	ctx := t.Context()
+	refused := 0
+	for i := range 100 {
+		pod, err := m.CreatePod(ctx, engine.PodSpec{Owner: engine.OwnerDocker, Name: "p", PID: engine.ModeContainer, StopWhenIdle: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		made := make(chan error, 1)
+		go func() {
+			_, err := m.CreateContainer(ctx, pod.ID, engine.ContainerSpec{Name: "c", Image: enginetest.Busybox, Command: []string{"true"}})
+			made <- err
+		}()
+		time.Sleep(time.Duration(i) * 100 * time.Microsecond) // who is first is chance
+		if err := m.RemovePod(ctx, pod.ID); err != nil {
+			t.Fatal(err)
+		}
+		switch err := <-made; {
+		case fault.Is(err, fault.NotFound):
+			refused++
+		case err != nil:
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%d of 100 were refused", refused)
+	for _, c := range m.Containers(ctx, "") {
+		t.Errorf("container %s is left", c.ID)
+	}
+	if left, err := os.ReadDir(filepath.Join(m.Dir(), "engine", "containers")); err != nil || len(left) > 0 {
+		t.Errorf("records are left: %v, %v", left, err)
+	}
+}

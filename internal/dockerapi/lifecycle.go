@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -373,12 +374,38 @@ func (s *Server) awaitCondition(ctx context.Context, events <-chan engine.Event,
 		if err != nil {
 			return 0, err
 		}
-		exited := !now.FinishedAt.Equal(c.FinishedAt) && !now.FinishedAt.IsZero()
-		if c = now; exited && condition == container.WaitConditionNextExit {
-			break
+		exited := hasEnded(c, now)
+		if c = now; exited && condition != container.WaitConditionRemoved {
+			return s.lastExit(c), nil
 		}
 	}
 	return c.ExitCode, nil
+}
+
+// hasEnded reports whether a container has ended since it was seen as before; it
+// may have been started again.
+func hasEnded(before, now engine.Container) bool {
+	if alive(before) && !now.StartedAt.Equal(before.StartedAt) {
+		return true
+	}
+	return !now.FinishedAt.IsZero() && !now.FinishedAt.Equal(before.FinishedAt)
+}
+
+// lastExit is the exit code of a container's last run that has ended.
+func (s *Server) lastExit(c engine.Container) int {
+	if !alive(c) {
+		return c.ExitCode
+	}
+	list, _ := s.events.After(0)
+	for _, m := range slices.Backward(list) {
+		if m.Actor.ID != c.ID || m.Action != events.ActionDie {
+			continue
+		}
+		if code, err := strconv.Atoi(m.Actor.Attributes["exitCode"]); err == nil {
+			return code
+		}
+	}
+	return c.ExitCode
 }
 
 // awaitExit reads events until the condition holds for c and returns its last

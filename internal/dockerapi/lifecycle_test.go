@@ -1,6 +1,7 @@
 package dockerapi_test
 
 import (
+	"context"
 	"net/http"
 	"slices"
 	"strings"
@@ -35,6 +36,30 @@ func TestRun(t *testing.T) {
 	a.wait(r.id, container.WaitConditionNotRunning)()
 	if log := a.logsOf(r.id, client.ContainerLogsOptions{}); strings.Count(log, "out\n") != 2 || strings.Count(log, "err\n") != 2 {
 		t.Errorf("log: %q", log)
+	}
+}
+
+// TestWaitMissesEvents: who waits for an exit and has not heard of it, for too
+// much happened at once, learns of it also when the container runs again.
+func TestWaitMissesEvents(t *testing.T) {
+	a := newAPI(t)
+	id := a.up(shell("trap 'exit 3' TERM; echo ready; while :; do sleep 0.02; done"))
+	a.awaitOutput(id, "ready")
+	seen, err := a.machine.Container(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, again := range []bool{false, true} {
+		if again {
+			a.startContainer(id)
+		} else if _, err := a.ContainerStop(t.Context(), id, client.ContainerStopOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		if code, err := a.server.AwaitFrom(ctx, seen); err != nil || code != 3 {
+			t.Errorf("started again %t: %d, %v", again, code, err)
+		}
 	}
 }
 

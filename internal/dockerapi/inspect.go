@@ -14,6 +14,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	apinetwork "github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/storage"
 
 	"github.com/ferryos/ferry/internal/dockerapi/supervise"
 	"github.com/ferryos/ferry/internal/engine"
@@ -233,6 +234,9 @@ func (s *Server) containerInspect(w http.ResponseWriter, r *http.Request) error 
 	}
 	v := inspection(c, pod, s.life.View(c.ID), s.endpoints(pod))
 	v.ExecIDs = s.execs.of(c.ID)
+	v.HostsPath, v.HostnamePath = s.opt.Engine.PodFile(pod, "hosts"), s.opt.Engine.PodFile(pod, "hostname")
+	v.ResolvConfPath = s.opt.Engine.PodFile(pod, "resolv.conf")
+	v.GraphDriver = s.graphDriver(c.ID)
 	if flag(r, "size") {
 		usage, err := s.opt.Engine.Stats(ctx, c.ID)
 		if err != nil {
@@ -246,6 +250,22 @@ func (s *Server) containerInspect(w http.ResponseWriter, r *http.Request) error 
 		v.SizeRw, v.SizeRootFs = &size, &all
 	}
 	return writeJSON(w, http.StatusOK, v)
+}
+
+// graphDriver tells where a container's files are in the words of Docker's
+// overlay2, which keeps them in the same way; nowhere, where its layers are gone.
+func (s *Server) graphDriver(id string) *storage.DriverData {
+	data := map[string]string{}
+	dirs, err := s.opt.Engine.RootfsDirs(id)
+	if err != nil {
+		s.opt.Log.Debug("a container's layers", "container", id, "error", err)
+	}
+	for key, dir := range map[string]string{"LowerDir": dirs.Lower, "UpperDir": dirs.Upper, "WorkDir": dirs.Work, "MergedDir": dirs.Merged} {
+		if dir != "" {
+			data[key] = dir
+		}
+	}
+	return &storage.DriverData{Name: "overlay2", Data: data}
 }
 
 func inspection(c engine.Container, pod engine.Pod, life supervise.View, on map[string]*apinetwork.EndpointSettings) legacyInspect {

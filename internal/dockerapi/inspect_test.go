@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"net/netip"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -51,6 +53,41 @@ func TestInspect(t *testing.T) {
 	}
 	if r := a.run(spec{config: container.Config{Image: "ferry.test/app:v1", Entrypoint: []string{"echo"}}}); r.out != "\n" || r.code != 0 {
 		t.Errorf("%+v", r)
+	}
+}
+
+// TestInspectPaths: what tools read beside the container.
+func TestInspectPaths(t *testing.T) {
+	a := newAPI(t)
+	s := shell("echo mine > /file; echo ready; sleep 1000")
+	s.config.Hostname = "boat"
+	id := a.up(s)
+	a.awaitOutput(id, "ready")
+	c := a.inspect(id)
+	if c.GraphDriver == nil || c.GraphDriver.Name != "overlay2" || len(c.GraphDriver.Data) != 4 {
+		t.Fatalf("%+v", c.GraphDriver)
+	}
+	data := c.GraphDriver.Data
+	lower, _, _ := strings.Cut(data["LowerDir"], ":")
+	for path, want := range map[string]string{
+		c.HostnamePath: "boat\n", c.HostsPath: "\tboat\n", c.ResolvConfPath: "", c.LogPath: "ready",
+		filepath.Join(data["UpperDir"], "file"): "mine\n", filepath.Join(data["MergedDir"], "file"): "mine\n",
+		filepath.Join(data["MergedDir"], "etc/passwd"): "root", filepath.Join(lower, "etc/passwd"): "root",
+	} {
+		if got, err := os.ReadFile(path); err != nil || !strings.Contains(string(got), want) {
+			t.Errorf("%s: %q, %v", path, got, err)
+		}
+	}
+	if st, err := os.Stat(data["WorkDir"]); err != nil || !st.IsDir() {
+		t.Error(err)
+	}
+	other := shell("sleep 1000")
+	other.host.NetworkMode = container.NetworkMode("container:" + id)
+	if got := a.inspect(a.up(other)); got.HostsPath != c.HostsPath {
+		t.Errorf("who shares the network has the hosts %q, not %q", got.HostsPath, c.HostsPath)
+	}
+	if c := a.inspect(a.create(shell("true"))); c.HostsPath+c.HostnamePath+c.ResolvConfPath != "" {
+		t.Errorf("of one that does not run: %q, %q, %q", c.HostsPath, c.HostnamePath, c.ResolvConfPath)
 	}
 }
 

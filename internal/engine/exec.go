@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -361,6 +362,40 @@ func (e *Engine) RootfsPath(ctx context.Context, id string) (string, error) {
 	c.op.Lock()
 	defer c.op.Unlock()
 	return e.mountRootfs(ctx, c.snapshot().ID, c.pod.snapshot().Spec.Users)
+}
+
+// RootfsDirs are the directories that a container's root is made of, as they are
+// on this machine.
+type RootfsDirs struct {
+	Lower  string // of the image's layers, divided by colons, the uppermost first; "" where there are none
+	Upper  string // what the container has written
+	Work   string // overlayfs's own; "" without layers below
+	Merged string // where the whole is mounted, if it is
+}
+
+// RootfsDirs returns the directories of a container's root.
+func (e *Engine) RootfsDirs(id string) (RootfsDirs, error) {
+	mounts, err := e.opt.Store.RootfsMounts(id)
+	if err != nil {
+		return RootfsDirs{}, err
+	}
+	dirs := RootfsDirs{Merged: e.rootfsDir(id)}
+	for _, m := range mounts {
+		if m.Type == "bind" {
+			dirs.Upper = m.Source
+		}
+		for _, option := range m.Options {
+			switch key, value, _ := strings.Cut(option, "="); key {
+			case "lowerdir":
+				dirs.Lower = value
+			case "upperdir":
+				dirs.Upper = value
+			case "workdir":
+				dirs.Work = value
+			}
+		}
+	}
+	return dirs, nil
 }
 
 // PortForward copies between conn and a TCP port of the pod's loopback until

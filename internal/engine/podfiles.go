@@ -187,6 +187,20 @@ func (e *Engine) fileMounts(p Pod, readonly bool) ([]specs.Mount, error) {
 	return out, nil
 }
 
+// PodFile is where a pod has the file that is /etc/NAME in its containers: hosts,
+// hostname or resolv.conf; "" where there is none, as while the pod is not ready.
+func (e *Engine) PodFile(p Pod, name string) string {
+	id := p.ID
+	if other, err := e.networkOf(p.Spec); err == nil && other != nil {
+		id = other.pod.id
+	}
+	path := filepath.Join(e.podDir(id), name)
+	if _, err := os.Stat(path); err != nil {
+		return ""
+	}
+	return path
+}
+
 func (e *Engine) removePodFiles(p Pod) error {
 	shm := filepath.Join(e.podDir(p.ID), "shm")
 	if err := unix.Unmount(shm, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {

@@ -109,6 +109,11 @@ func (s *Server) Name() string { return "docker-api" }
 
 // Start listens on the socket. A socket file that nobody serves is replaced.
 func (s *Server) Start(ctx context.Context) error {
+	if log, err := eventlog.Open(filepath.Join(s.opt.Root, "events"), s.opt.Log); err != nil {
+		s.opt.Log.Error("events are not kept", "error", err)
+	} else {
+		s.events = log
+	}
 	var err error
 	if s.volumes, err = volume.Open(filepath.Join(s.opt.Root, "volumes"), s.opt.Log); err != nil {
 		return err
@@ -147,7 +152,7 @@ func (s *Server) Start(ctx context.Context) error {
 // Stop ends all requests, long ones too, and removes the socket.
 func (s *Server) Stop(ctx context.Context) error {
 	s.cancel()
-	return lifecycle.StopHTTP(ctx, s.http, &s.work)
+	return errors.Join(lifecycle.StopHTTP(ctx, s.http, &s.work), s.events.Close())
 }
 
 // listen opens the unix socket for root and its group alone.

@@ -66,6 +66,28 @@ func TestEventsOfThePast(t *testing.T) {
 	}
 }
 
+// TestEventsOutliveTheServer: what was before its start is told first.
+func TestEventsOutliveTheServer(t *testing.T) {
+	a := newAPI(t)
+	a.run(brief("before"))
+	eventually(t, "its end is told", func() bool { return slices.Contains(a.past(""), "die") })
+	a.stop()
+	a.start()
+	a.run(brief("after"))
+	eventually(t, "the other's end too", func() bool { return slices.Contains(a.past(`filters={"container":["after"]}`), "die") })
+	want := []string{"create", "attach", "start", "die", "create", "attach", "start", "die"}
+	if got := a.past(`filters={"type":["container"]}`); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+// brief is a container that ends at once.
+func brief(name string) spec {
+	s := shell("exit 0")
+	s.name = name
+	return s
+}
+
 func second[T any](_ T, err error) error { return err }
 
 func TestEventsOfExec(t *testing.T) {

@@ -17,7 +17,7 @@ import (
 // TestStopDoesNotWaitForAClient stops the server while a client has sent half a
 // request and neither sends more nor goes away.
 func TestStopDoesNotWaitForAClient(t *testing.T) {
-	s := New(Options{Engine: engine.New(engine.Options{}), Socket: filepath.Join(t.TempDir(), "docker.sock"), Log: slog.New(slog.DiscardHandler)})
+	s := New(Options{Engine: engine.New(engine.Options{}), Socket: filepath.Join(t.TempDir(), "docker.sock"), Root: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
 	if err := s.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}

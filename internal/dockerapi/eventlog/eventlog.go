@@ -2,7 +2,8 @@
 // the past, and lets any number of readers follow it.
 //
 // Only internal/dockerapi imports it. It knows neither where events come from
-// nor HTTP, and keeps nothing on disk: events are news, not records.
+// nor HTTP. On disk there are as many as are remembered, or twice that: who asks
+// what happened is to hear also of what was before the daemon's last start.
 package eventlog
 
 import (
@@ -16,7 +17,7 @@ import (
 // health checks push out within minutes.
 const kept = 4096
 
-// Log is a ring of events. The zero Log is empty and ready.
+// Log is a ring of events. The zero Log is empty and ready, and keeps nothing on disk.
 //
 // Nobody is handed events: readers come and get them, each with a place of its
 // own, so that publishing never waits and costs the same for any number of readers.
@@ -25,6 +26,7 @@ type Log struct {
 	ring    []events.Message
 	next    Place
 	changed chan struct{} // closed at the next event; nil while nobody waits
+	file    *file         // nil if nothing is kept on disk
 }
 
 // Place is a point between two events; the events after it are still to be read.
@@ -34,16 +36,24 @@ type Place uint64
 func (l *Log) Publish(m events.Message) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.add(m)
+	if l.file != nil {
+		l.file.keep(m)
+	}
+	if l.changed != nil {
+		close(l.changed)
+		l.changed = nil
+	}
+}
+
+// add puts an event into the ring; l.mu is held.
+func (l *Log) add(m events.Message) {
 	if len(l.ring) < kept {
 		l.ring = append(l.ring, m)
 	} else {
 		l.ring[l.next%kept] = m
 	}
 	l.next++
-	if l.changed != nil {
-		close(l.changed)
-		l.changed = nil
-	}
 }
 
 // Now is the place after the last event so far.

@@ -122,7 +122,7 @@ func (e *env) root() *cobra.Command {
 	root.AddGroup(&cobra.Group{ID: "node", Title: "The platform:"}, &cobra.Group{ID: "container", Title: "Containers:"},
 		&cobra.Group{ID: "image", Title: "Images:"})
 	e.addGroup(root, "node", e.upCommand(), e.downCommand(), e.statusCommand(), e.doctorCommand(), e.systemCommand(), e.versionCommand())
-	e.addGroup(root, "container", e.runCommand(), e.psCommand(), e.logsCommand(), e.execCommand(),
+	e.addGroup(root, "container", e.runCommand(), e.psCommand(), e.logsCommand(), e.execCommand(), e.attachCommand(),
 		e.startCommand(), e.stopCommand(), e.restartCommand(), e.killCommand(), e.rmCommand(), e.inspectCommand(),
 		e.pauseCommand(), e.unpauseCommand(), e.renameCommand(), e.updateCommand(), e.waitCommand(), e.topCommand(), e.portCommand(),
 		e.cpCommand(), e.diffCommand(), e.exportCommand(), e.commitCommand(), e.volumeCommand(), e.networkCommand(), e.eventsCommand(), e.statsCommand())

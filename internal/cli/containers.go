@@ -229,7 +229,7 @@ func (e *env) runExec(ctx context.Context, c *client.Client, name string, opts c
 		return err
 	}
 	defer conn.Close()
-	streams, err := e.connect(conn.HijackedResponse, opts.TTY, opts.AttachStdin)
+	streams, err := e.connect(conn.HijackedResponse, opts.TTY, opts.AttachStdin, defaultLeave)
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
@@ -18,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ferryos/ferry/internal/fault"
+	"github.com/ferryos/ferry/internal/term"
 )
 
 func (e *env) pauseCommand() *cobra.Command {
@@ -213,40 +215,69 @@ func eventLine(m events.Message) string {
 
 func (e *env) statsCommand() *cobra.Command {
 	var output outputFlag
+	var once bool
 	cmd := &cobra.Command{
-		Use: "stats [CONTAINER…]", Short: "Show what running containers use now", Example: "  ferry stats\n  ferry stats web -o json",
+		Use: "stats [CONTAINER…]", Short: "Show what running containers use now",
+		Long:              "Stats shows what running containers use: on a terminal anew every second until Ctrl-C, elsewhere once.",
+		Example:           "  ferry stats\n  ferry stats --no-stream\n  ferry stats web -o json",
 		ValidArgsFunction: e.completeContainers(false),
 		RunE: interruptible(func(ctx context.Context, names []string) error {
 			return e.withDocker(func(c *client.Client) error {
-				if len(names) == 0 {
-					list, err := c.ContainerList(ctx, client.ContainerListOptions{})
-					if err != nil {
+				if once || e.term.OutputFile() == nil || e.getenv("TERM") == "dumb" || term.Format(output.format) != term.Table {
+					return e.showStats(ctx, c, names, &output, "")
+				}
+				tick := time.NewTicker(time.Second) // should nothing run that takes its time to answer
+				defer tick.Stop()
+				for {
+					if err := e.showStats(ctx, c, names, &output, clearScreen); err != nil {
 						return err
 					}
-					for _, item := range list.Items {
-						names = append(names, containerName(item.Names, item.ID))
+					select {
+					case <-tick.C:
+					case <-ctx.Done():
+						return ctx.Err()
 					}
 				}
-				all, err := samples(ctx, c, names)
-				if err != nil {
-					return err
-				}
-				return output.show(e.term, all, func() error {
-					var rows [][]string
-					for _, v := range all {
-						rows = append(rows, []string{strings.TrimPrefix(v.Name, "/"), processors(v), memory(v), strconv.FormatUint(v.PidsStats.Current, 10)})
-					}
-					return e.term.Rows([]string{"NAME", "CPU", "MEMORY", "PROCESSES"}, rows)
-				})
 			})
 		}),
 	}
+	cmd.Flags().BoolVar(&once, "no-stream", false, "show it once on a terminal too")
 	output.addFlags(cmd)
 	return cmd
 }
 
-// samples asks for the usage of all containers at once: each answer takes a second.
+// clearScreen goes to the terminal's first line and clears what is there and below.
+const clearScreen = "\x1b[H\x1b[J"
+
+// showStats shows what the named containers use, or all that run, after the text before.
+func (e *env) showStats(ctx context.Context, c *client.Client, names []string, output *outputFlag, before string) error {
+	all, err := samples(ctx, c, names)
+	if err != nil {
+		return err
+	}
+	return output.show(e.term, all, func() error {
+		var rows [][]string
+		for _, v := range all {
+			rows = append(rows, []string{strings.TrimPrefix(v.Name, "/"), processors(v), memory(v), strconv.FormatUint(v.PidsStats.Current, 10)})
+		}
+		e.term.Printf("%s", before)
+		return e.term.Rows([]string{"NAME", "CPU", "MEMORY", "PROCESSES"}, rows)
+	})
+}
+
+// samples asks for the usage of the named containers, or of all that run, at once:
+// each answer takes a second.
 func samples(ctx context.Context, c *client.Client, names []string) ([]container.StatsResponse, error) {
+	listed := len(names) == 0
+	if listed {
+		list, err := c.ContainerList(ctx, client.ContainerListOptions{})
+		if err != nil {
+			return nil, err
+		}
+		for _, item := range list.Items {
+			names = append(names, containerName(item.Names, item.ID))
+		}
+	}
 	type answer struct {
 		v   container.StatsResponse
 		err error
@@ -268,6 +299,9 @@ func samples(ctx context.Context, c *client.Client, names []string) ([]container
 	var errs []error
 	for _, ch := range answers {
 		a := <-ch
+		if listed && errdefs.IsNotFound(a.err) {
+			continue // removed meanwhile
+		}
 		all, errs = append(all, a.v), append(errs, a.err)
 	}
 	return all, errors.Join(errs...)

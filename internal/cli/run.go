@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -144,7 +143,7 @@ func (e *env) runAttached(ctx context.Context, c *client.Client, id string, req 
 		condition = container.WaitConditionRemoved
 	}
 	wait := c.ContainerWait(ctx, id, client.ContainerWaitOptions{Condition: condition})
-	streams, err := e.connect(conn.HijackedResponse, tty, req.Config.OpenStdin)
+	streams, err := e.connect(conn.HijackedResponse, tty, req.Config.OpenStdin, defaultLeave)
 	if err != nil {
 		return err
 	}
@@ -162,21 +161,7 @@ func (e *env) runAttached(ctx context.Context, c *client.Client, id string, req 
 		}
 		return err
 	}
-	if err := streams.wait(); err != nil {
-		return err
-	}
-	select {
-	case res := <-wait.Result:
-		if res.Error != nil {
-			return fmt.Errorf("wait for container %s: %s", shortID(id), res.Error.Message)
-		}
-		if res.StatusCode != 0 {
-			return exitError{int(res.StatusCode)}
-		}
-		return nil
-	case err := <-wait.Error:
-		return err
-	}
+	return e.attachedEnd(id, streams, wait)
 }
 
 // awaitRemoval waits until the daemon has removed a container that could not start.

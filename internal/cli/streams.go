@@ -6,6 +6,7 @@ import (
 	"os/signal"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/moby/moby/api/pkg/stdcopy"
@@ -24,12 +25,14 @@ func (e *env) terminalSize() (terminalSize, bool) {
 // streams are a process in a container connected to this one's streams.
 type streams struct {
 	output  chan error
-	restore func() // puts the terminal back as it was
+	restore func()      // puts the terminal back as it was
+	left    atomic.Bool // by its keys; the process runs on
 }
 
 // connect copies between the connection and the terminal's streams. With a tty
-// the terminal passes every key on untouched until restore.
-func (e *env) connect(conn client.HijackedResponse, tty, stdin bool) (*streams, error) {
+// the terminal passes every key on untouched until restore; leave are those that
+// leave the process.
+func (e *env) connect(conn client.HijackedResponse, tty, stdin bool, leave []byte) (*streams, error) {
 	s := &streams{output: make(chan error, 1), restore: func() {}}
 	if tty && stdin {
 		restore, err := e.term.Raw()
@@ -41,8 +44,12 @@ func (e *env) connect(conn client.HijackedResponse, tty, stdin bool) (*streams, 
 	if stdin {
 		// Nothing waits for this goroutine: a read of the terminal ends with the
 		// program alone. That the other side is gone its output says.
+		in := e.term.In
+		if tty && len(leave) > 0 {
+			in = &leaving{Reader: in, keys: leave, left: &s.left}
+		}
 		go func() {
-			_, _ = io.Copy(conn.Conn, e.term.In)
+			_, _ = io.Copy(conn.Conn, in)
 			_ = conn.CloseWrite()
 		}()
 	} else if err := conn.CloseWrite(); err != nil {
@@ -72,11 +79,13 @@ func (s *streams) wait() error {
 var forwarded = []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2}
 
 // proxySignals passes signals and changes of the terminal's size on until the
-// returned function is called. The third SIGINT or SIGTERM ends this program:
+// returned function is called; without send no signals. The third SIGINT or SIGTERM ends this program:
 // the one in the container does not listen.
 func (e *env) proxySignals(tty bool, send func(sig string), resize func(terminalSize)) (stop func()) {
 	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, forwarded...)
+	if send != nil {
+		signal.Notify(signals, forwarded...)
+	}
 	if tty {
 		signal.Notify(signals, syscall.SIGWINCH)
 	}

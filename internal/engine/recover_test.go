@@ -171,6 +171,10 @@ func TestRunnerDoesNotAnswer(t *testing.T) {
 		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
+		eventually(t, "the runner to stop", func() bool { // until then one thread of it or another goes on
+			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+			return err == nil && bytes.Contains(stat, []byte(") T "))
+		})
 	}
 	goOn := func() {
 		for _, pid := range runners {

@@ -54,7 +54,7 @@ var layers = []layer{
 	{"engine/files", "fault"},
 	{"engine/network", "atomicfile engine/network/names fault"},
 	{"engine/network/names", ""},
-	{"engine/runner/proc", "engine/crilog engine/runner engine/runner/oom fault logfile"},
+	{"engine/runner/proc", "atomicfile engine/crilog engine/runner engine/runner/oom fault logfile"},
 	{"engine/runner", "atomicfile cgroups fault"},
 	{"engine/runner/runnertest", ""},
 	{"engine/runner/oom", ""},

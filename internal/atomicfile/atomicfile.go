@@ -3,8 +3,10 @@
 package atomicfile
 
 import (
+	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 )
 
 // Unfinished ends the name of a file that is being written. One that is found
@@ -19,4 +21,21 @@ func Write(path string, data []byte, mode fs.FileMode) error {
 		return err
 	}
 	return os.Rename(path+Unfinished, path)
+}
+
+// WriteShared is Write for a path that several may write, processes too, all of
+// them the same data.
+func WriteShared(path string, data []byte, mode fs.FileMode) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "*"+Unfinished)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Chmod(mode), f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
 }

@@ -3,6 +3,7 @@ package atomicfile
 import (
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 )
 
@@ -25,6 +26,33 @@ func TestWrite(t *testing.T) {
 	}
 	if names, err := os.ReadDir(dir); err != nil || len(names) != 1 {
 		t.Errorf("%v, %v", names, err)
+	}
+}
+
+// TestWriteShared: whoever writes, a reader sees the data, and nothing else is left.
+func TestWriteShared(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "f")
+	var writers sync.WaitGroup
+	for range 20 {
+		writers.Go(func() {
+			if err := WriteShared(path, []byte("the same"), 0o644); err != nil {
+				t.Error(err)
+			}
+			if data, err := os.ReadFile(path); err != nil || string(data) != "the same" {
+				t.Errorf("%q, %v", data, err)
+			}
+		})
+	}
+	writers.Wait()
+	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o644 {
+		t.Errorf("%v, %v", st.Mode(), err)
+	}
+	if names, err := os.ReadDir(dir); err != nil || len(names) != 1 {
+		t.Errorf("%v, %v", names, err)
+	}
+	if err := WriteShared(filepath.Join(dir, "none", "f"), nil, 0o600); err == nil {
+		t.Error("no error where there is no directory")
 	}
 }
 

@@ -83,10 +83,12 @@ func addPrograms(ctx context.Context, opt options, to string) error {
 	if err := copyFile(filepath.Join(opt.bin, "ferry-runner"), filepath.Join(to, "ferry-runner")); err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(to, "probe"), "./internal/engine/testdata/probe")
-	cmd.Dir, cmd.Stderr, cmd.Env = opt.source, os.Stderr, append(os.Environ(), "CGO_ENABLED=0")
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("build the probe: %w", err)
+	for _, program := range []string{"./internal/engine/testdata/probe", "./internal/engine/runner/testdata/nosys"} {
+		cmd := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(to, filepath.Base(program)), program)
+		cmd.Dir, cmd.Stderr, cmd.Env = opt.source, os.Stderr, append(os.Environ(), "CGO_ENABLED=0")
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("build %s: %w", program, err)
+		}
 	}
 	return nil
 }

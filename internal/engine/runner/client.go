@@ -269,6 +269,9 @@ func (c *Client) Setup(ctx context.Context, r SetupRequest) (ns Namespaces, err 
 // Create makes a container up to the point where its program would be started
 // and returns the process id of its init. On error nothing of it is left.
 func (c *Client) Create(ctx context.Context, r CreateRequest) (pid int, err error) {
+	if r, err = r.withoutProfile(c.dir); err != nil {
+		return 0, err
+	}
 	return pid, c.call(ctx, OpCreate, r, &pid)
 }
 

@@ -74,6 +74,7 @@ type Namespaces struct {
 type CreateRequest struct {
 	ID          string      `json:"id"`
 	Spec        *specs.Spec `json:"spec"`
+	Profile     string      `json:"profile,omitempty"`     // set by Create: where the spec's seccomp profile is, see ProfileDir
 	LogPath     string      `json:"logPath,omitempty"`     // CRI log format; "" keeps none
 	LogMaxBytes int64       `json:"logMaxBytes,omitempty"` // rotate beyond; 0: never
 	LogMaxFiles int         `json:"logMaxFiles,omitempty"` // files kept, the current one included

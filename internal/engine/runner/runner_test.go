@@ -169,21 +169,24 @@ func TestProgramsThatCannotStart(t *testing.T) {
 // the kept one: both must deny the same, and the second must find the first's file.
 func TestSeccompCache(t *testing.T) {
 	h := newHarness(t, runner.SetupRequest{})
-	cache := filepath.Join(h.dir, "..", "..", "seccomp")
+	cache := runner.ProfileDir(h.dir)
 	const script = `exec 2>&1; head -c0 /proc/self/status; cat /proc/self/status | while read k v; do case $k in Seccomp*) echo $k $v;; esac; done
-unshare -m true; echo unshare $?; mkdir /tmp/x; echo mkdir $?; ls /proc/self/fd | wc -l`
+/nosys; unshare -m true; echo unshare $?; mkdir /tmp/x; echo mkdir $?; ls /proc/self/fd | wc -l`
 	var outs []string
+	program := runnertest.Program(t, "testdata/nosys")
 	for _, id := range []string{"cold", "cached"} {
-		_, out := h.run(t, runner.CreateRequest{ID: id, Spec: h.spec(t, id, "sh", "-c", script)})
+		spec := h.spec(t, id, "sh", "-c", script)
+		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/nosys", Type: "bind", Source: program, Options: []string{"bind", "ro"}})
+		_, out := h.run(t, runner.CreateRequest{ID: id, Spec: spec})
 		outs = append(outs, out)
-		if files, err := os.ReadDir(cache); err != nil || len(files) != 1 {
-			t.Fatalf("after %s: files %v, error %v; want one program", id, files, err)
+		if files, err := os.ReadDir(cache); err != nil || len(files) != 3 {
+			t.Fatalf("after %s: files %v, error %v; want a profile, its program and what goes with that", id, files, err)
 		}
 	}
 	if outs[0] != outs[1] {
 		t.Errorf("the kept program behaves differently:\n%s\n---\n%s", outs[0], outs[1])
 	}
-	for _, want := range []string{"Seccomp: 2", "unshare 1", "mkdir 0", "\n4\n"} {
+	for _, want := range []string{"Seccomp: 2", "call 1000: function not implemented", "call 165: operation not permitted", "unshare 1", "mkdir 0", "\n4\n"} {
 		if !strings.Contains(outs[1], want) {
 			t.Errorf("no %q in:\n%s", want, outs[1])
 		}
@@ -197,8 +200,8 @@ unshare -m true; echo unshare $?; mkdir /tmp/x; echo mkdir $?; ls /proc/self/fd 
 		if !strings.Contains(out, "mkdir 1") || !strings.Contains(out, "touch 0") {
 			t.Errorf("%s: %q", id, out)
 		}
-		if files, _ := os.ReadDir(cache); len(files) != 2 {
-			t.Errorf("%s: %d programs kept, want 2", id, len(files))
+		if files, _ := os.ReadDir(cache); len(files) != 6 {
+			t.Errorf("%s: %d files, want those of 2 profiles", id, len(files))
 		}
 	}
 }

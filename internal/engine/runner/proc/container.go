@@ -33,6 +33,8 @@ type container struct {
 	pid    int
 	tty    bool
 	oom    *oom.Counter
+	// profile is the name of its seccomp profile, "" for none; see filterCache.
+	profile string
 
 	// exited is closed, under server.mu, once exit is set.
 	exited chan struct{}
@@ -59,11 +61,19 @@ func newContainer(s *server, r runner.CreateRequest) (_ *container, err error) {
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "container %s: %w", r.ID, err)
 	}
+	filter, err := s.filters.open(r.Profile)
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", r.ID, err)
+	}
+	defer filter.close()
+	if r.Profile != "" {
+		config.Seccomp = filter.profile()
+	}
 	ctr, err := libcontainer.Create(filepath.Join(s.dir, "state"), r.ID, config)
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", r.ID, err)
 	}
-	c := &container{id: r.ID, server: s, ctr: ctr, tty: r.TTY, exited: make(chan struct{}), execs: map[string]*process{}}
+	c := &container{id: r.ID, server: s, ctr: ctr, profile: r.Profile, tty: r.TTY, exited: make(chan struct{}), execs: map[string]*process{}}
 	out := &output{}
 	defer func() {
 		if err != nil {
@@ -78,11 +88,6 @@ func newContainer(s *server, r runner.CreateRequest) (_ *container, err error) {
 		}
 		out.log = log
 	}
-	filter, err := s.filters.open(config.Seccomp)
-	if err != nil {
-		return nil, err
-	}
-	defer filter.close()
 	owner, err := ownerIn(*config)
 	if err == nil {
 		c.main, err = newProcess(r.Spec.Process, processOptions{

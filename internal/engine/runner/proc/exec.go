@@ -48,7 +48,7 @@ func (c *container) startExec(conn *runner.Conn, r runner.ExecRequest) (*process
 		return nil, fault.New(fault.Conflict, "the container is not running")
 	}
 	config := c.ctr.Config()
-	filter, err := c.server.filters.open(config.Seccomp)
+	filter, err := c.server.filters.open(c.profile)
 	if err != nil {
 		return nil, err
 	}

@@ -52,12 +52,34 @@ func (l *logFile) open() error {
 func (l *logFile) write(entries []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.maxBytes > 0 && l.size > 0 && l.size+int64(len(entries)) > l.maxBytes {
+	for l.maxBytes > 0 && l.size+int64(len(entries)) > l.maxBytes {
+		fit := l.fit(entries)
+		l.append(entries[:fit])
+		if entries = entries[fit:]; len(entries) == 0 {
+			return
+		}
 		if err := l.rotate(); err != nil {
 			fmt.Fprintln(os.Stderr, "rotate log:", err)
+			break
 		}
 	}
-	if l.file == nil {
+	l.append(entries)
+}
+
+// fit is how much of the entries still fits, whole ones; of an empty log it is
+// one at least.
+func (l *logFile) fit(entries []byte) int {
+	room := min(max(l.maxBytes-l.size, 0), int64(len(entries)))
+	fit := bytes.LastIndexByte(entries[:room], '\n') + 1
+	if fit == 0 && l.size == 0 {
+		fit = bytes.IndexByte(entries, '\n') + 1
+	}
+	return fit
+}
+
+// append writes entries to the file as it is; l.mu is held.
+func (l *logFile) append(entries []byte) {
+	if l.file == nil || len(entries) == 0 {
 		return
 	}
 	n, err := l.file.Write(entries)

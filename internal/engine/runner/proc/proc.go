@@ -34,7 +34,10 @@ import (
 
 // Init is a container's first step. Call it from an init function, on the main
 // thread; it does not return.
-func Init() { libcontainer.Init() }
+func Init() {
+	debug.SetGCPercent(-1) // it is gone before there is anything to collect
+	libcontainer.Init()
+}
 
 // Main runs the program and returns its exit code.
 func Main(args []string, stderr io.Writer) int {

@@ -40,7 +40,7 @@ func newServer(dir string) (*server, error) {
 		return nil, fmt.Errorf("listen: %w", err)
 	}
 	return &server{
-		dir: dir, listener: l, filters: filterCache{dir: filterDir(dir)}, closed: make(chan struct{}),
+		dir: dir, listener: l, filters: filterCache{dir: runner.ProfileDir(dir)}, closed: make(chan struct{}),
 		containers: map[string]*container{}, watchers: map[*watcher]struct{}{},
 	}, nil
 }

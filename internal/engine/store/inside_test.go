@@ -172,6 +172,29 @@ func TestClockPutForward(t *testing.T) {
 	}
 }
 
+// TestMapBesideMounts: while something that cannot be mapped is mounted in the
+// store, an artifact that is unpacked for one, the layers can be.
+func TestMapBesideMounts(t *testing.T) {
+	runnertest.NeedRoot(t)
+	s := New(Options{Root: t.TempDir(), Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	if err := s.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.CheckMapped(); err != nil {
+		t.Skip(err)
+	}
+	dir := filepath.Join(s.tmp(), "beside")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.MountAll([]Mount{{Type: "proc", Source: "proc"}}, dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(s.CheckMapped(), UnmountAll(dir), s.Stop(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestUnpackInPrivate: what containerd mounts to unpack is not in /tmp, where
 // the machine's users could run what is setuid in it.
 func TestUnpackInPrivate(t *testing.T) {

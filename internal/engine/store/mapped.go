@@ -59,7 +59,7 @@ func (s *Store) MountMapped(mounts []Mount, dir string, users Users) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, UnmountAll(mapped), os.Remove(mapped)) }()
-	if err := mount.IDMapMount(s.opt.Root, mapped, int(ns.Fd())); err != nil {
+	if err := mapIDs(s.opt.Root, mapped, ns); err != nil {
 		return fault.New(fault.Unsupported, "map the ids of layers: %w", err).
 			Hint("user namespaces need Linux 5.19 or later and dataDir on ext4, xfs or btrfs")
 	}
@@ -73,6 +73,24 @@ func (s *Store) MountMapped(mounts []Mount, dir string, users Users) (err error)
 		there[i] = m
 	}
 	return mount.All(there, dir)
+}
+
+// mapIDs shows a directory at another with the ids of a user namespace. What is
+// mounted below it is not there: an overlay could not be mapped.
+func mapIDs(dir, at string, ns *os.File) error {
+	tree, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("open the tree %s: %w", dir, err)
+	}
+	defer unix.Close(tree)
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Propagation: unix.MS_PRIVATE, Userns_fd: uint64(ns.Fd())}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return fmt.Errorf("shift the ids of %s: %w", dir, err)
+	}
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount %s at %s: %w", dir, at, err)
+	}
+	return nil
 }
 
 // moved is a mount's option or source with its paths in the store moved below to.

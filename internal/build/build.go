@@ -198,7 +198,7 @@ func (b *Builder) newKit(ctx context.Context) (_ *kit, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := endOrphans(ctx, b.opt.Engine.Images(), opt.MetadataStore); err != nil {
+	if err := endOrphans(ctx, b.opt.Engine.Images(), opt.MetadataStore, b.opt.Log); err != nil {
 		b.opt.Log.Error("collect what a killed build left", "error", err)
 	}
 	workers := &worker.Controller{}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 
 	"github.com/moby/buildkit/cache/metadata"
@@ -19,14 +20,14 @@ const variantsSuffix = "-variants"
 // makes a lease and what it keeps before the record that they are named after,
 // and looks only for what is recorded when it starts again: what a kill between
 // the two left would stay for ever. No build may be under way.
-func endOrphans(ctx context.Context, s *store.Store, records *metadata.Store) error {
+func endOrphans(ctx context.Context, s *store.Store, records *metadata.Store, log *slog.Logger) error {
 	ctx = named(ctx)
 	list, err := s.Leases().List(ctx)
 	if err != nil {
 		return fmt.Errorf("leases of the build cache: %w", err)
 	}
 	var errs []error
-	ended := false
+	ended := 0
 	for _, l := range list {
 		if _, others := l.Labels[store.LabelLease]; others {
 			continue
@@ -38,9 +39,10 @@ func endOrphans(ctx context.Context, s *store.Store, records *metadata.Store) er
 			errs = append(errs, fmt.Errorf("end the lease %s, whose cache record is gone: %w", l.ID, err))
 			continue
 		}
-		ended = true
+		ended++
 	}
-	if ended {
+	if ended > 0 {
+		log.Info("what killed builds were making goes", "leases", ended)
 		s.CollectSoon()
 	}
 	return errors.Join(errs...)

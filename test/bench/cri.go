@@ -112,8 +112,10 @@ func (c *criClient) pod(ctx context.Context, cgroup string, i int) (took [3]time
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	name := fmt.Sprintf("cri-%d", i)
+	// As the kubelet asks for it where a pod does not say shareProcessNamespace.
+	namespaces := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}
 	config := &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "bench", Uid: name},
-		Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: cgroup}}
+		Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: cgroup, SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: namespaces}}}
 	var sandbox *runtimeapi.RunPodSandboxResponse
 	if took[0], err = timed(func() (err error) {
 		sandbox, err = c.runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
@@ -130,7 +132,7 @@ func (c *criClient) pod(ctx context.Context, cgroup string, i int) (took [3]time
 	if took[1], err = timed(func() (err error) {
 		container, err = c.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: sandbox.PodSandboxId, SandboxConfig: config,
 			Config: &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Image: &runtimeapi.ImageSpec{Image: c.image},
-				Command: []string{"sleep", "1000"}, Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+				Command: []string{"sleep", "1000"}, Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: namespaces,
 					Seccomp: &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}}}}})
 		return err
 	}); err != nil {

@@ -45,7 +45,7 @@ func subscriptions(t *testing.T) int {
 // is started again.
 func TestAttachedReadsNoEvents(t *testing.T) {
 	m := enginetest.New(t)
-	s := New(Options{Engine: m.Engine, Socket: filepath.Join(m.Dir(), "docker.sock"), LogDir: m.Dir(), Log: slog.New(slog.DiscardHandler)})
+	s := New(Options{Engine: m.Engine, Socket: filepath.Join(m.Dir(), "docker.sock"), LogDir: m.Dir(), Root: m.Dir(), Log: slog.New(slog.DiscardHandler)})
 	if err := s.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -123,7 +123,7 @@ func (s *Server) Start(ctx context.Context) error {
 	}
 	listener, err := listen(ctx, s.opt.Socket)
 	if err != nil {
-		return err
+		return errors.Join(err, s.events.Close())
 	}
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	s.cancel = cancel

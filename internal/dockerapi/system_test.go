@@ -199,7 +199,7 @@ func TestSocket(t *testing.T) {
 	if info, err := os.Stat(a.socket); err != nil || info.Mode().Perm() != 0o660 || info.Mode().Type() != os.ModeSocket {
 		t.Errorf("%v, %v", info, err)
 	}
-	second := dockerapi.New(dockerapi.Options{Engine: a.machine.Engine, Socket: a.socket, LogDir: a.logs})
+	second := dockerapi.New(dockerapi.Options{Engine: a.machine.Engine, Socket: a.socket, LogDir: a.logs, Root: t.TempDir()})
 	if err := second.Start(t.Context()); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), a.socket) {
 		t.Errorf("a second server: %v", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -37,7 +38,7 @@ type unsynced struct {
 	log       *slog.Logger
 
 	mu    sync.Mutex
-	calls int         // under way
+	calls int         // that write much, under way
 	on    bool        // the marker is there
 	idle  *time.Timer // nil or settles
 }
@@ -151,8 +152,17 @@ func (u *unsynced) stop() error {
 	return u.settle()
 }
 
-// unary and stream note BuildKit's calls.
-func (u *unsynced) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+// writes reports whether a call of BuildKit's control API writes much. Others
+// may last for as long as a client likes.
+func writes(method string) bool {
+	return strings.HasSuffix(method, "/Solve") || strings.HasSuffix(method, "/Prune")
+}
+
+// unary and stream note the calls that write much.
+func (u *unsynced) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	if !writes(info.FullMethod) {
+		return next(ctx, req)
+	}
 	end, err := u.begin()
 	if err != nil {
 		return nil, err
@@ -161,7 +171,10 @@ func (u *unsynced) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, 
 	return next(ctx, req)
 }
 
-func (u *unsynced) stream(srv any, s grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+func (u *unsynced) stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	if !writes(info.FullMethod) {
+		return next(srv, s)
+	}
 	end, err := u.begin()
 	if err != nil {
 		return err

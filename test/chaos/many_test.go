@@ -99,7 +99,10 @@ func TestChurn(t *testing.T) {
 	was := f.usage()
 	begin := time.Now()
 	n := pick(200, 5000)
-	churn(warm, warm+n)
+	for part := range 5 { // what grows shows here
+		churn(warm+part*n/5, warm+(part+1)*n/5)
+		t.Logf("after %d: %s", (part+1)*n/5, f.usage())
+	}
 	took := time.Since(begin)
 	t.Logf("%d containers started and removed in %v, %v each; before: %s; at once after: %s",
 		n, took.Round(time.Second), (took / time.Duration(n)).Round(time.Millisecond), was, f.usage())

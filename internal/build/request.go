@@ -116,6 +116,10 @@ func (p *requestParser) source() {
 		return
 	}
 	p.r.dockerfile = path.Clean("/" + name)[1:]
+	if p.r.dockerfile == "" {
+		p.fail(fault.New(fault.Invalid, "the Dockerfile %q is the build context itself", name).Hint("name a file in it"))
+		return
+	}
 	p.r.attrs["filename"] = p.r.dockerfile
 	switch remote := p.r.remote; {
 	case remote == sessionContext && p.r.session == "":

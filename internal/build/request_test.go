@@ -76,6 +76,8 @@ func TestParseRequestRefused(t *testing.T) {
 		"dockerfile=../Dockerfile":                  {fault.Invalid, "forbidden path outside the build context: ../Dockerfile"},
 		"dockerfile=a/../../etc/passwd":             {fault.Invalid, "forbidden path"},
 		"dockerfile=/../etc/passwd":                 {fault.Invalid, "forbidden path"},
+		"dockerfile=/":                              {fault.Invalid, "the build context itself"},
+		"dockerfile=.":                              {fault.Invalid, "the build context itself"},
 		"version=3":                                 {fault.Invalid, "builder version"},
 		"squash=1":                                  {fault.Unsupported, "squash"},
 		`securityopt=["seccomp=x"]`:                 {fault.Unsupported, "security options"},

@@ -326,11 +326,6 @@ func (l *load) check() {
 		}
 		l.forget(ref)
 	}
-	// A build whose end nobody heard of was repeated, and may have taken its name
-	// from the image that it was the first time.
-	if _, err := l.ImagePrune(ctx, client.ImagePruneOptions{}); err != nil {
-		l.t.Error(err)
-	}
 	until(l.t, "an empty build cache", func() error { // a build that has just ended still holds some of it
 		if _, err := l.BuildCachePrune(ctx, client.BuildCachePruneOptions{All: true}); err != nil {
 			return err

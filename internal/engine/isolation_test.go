@@ -1,14 +1,14 @@
 package engine_test
 
 import (
-	"flag"
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/ferryos/ferry/internal/cgroups"
 	"github.com/ferryos/ferry/internal/engine"
@@ -16,10 +16,10 @@ import (
 	"github.com/ferryos/ferry/internal/engine/runner/runnertest"
 )
 
-var update = flag.Bool("update", false, "write testdata/isolation")
-
 // TestIsolation runs testdata/probe under each kind of confinement and compares
-// what it finds with testdata/isolation, which a person has looked at.
+// what it finds with testdata/isolation, which a person has looked at. Where the
+// kernel has AppArmor, each runs with the default profile and without one, so
+// that none hides what the others let through.
 func TestIsolation(t *testing.T) {
 	m := enginetest.New(t)
 	// Where containers of any user reach it.
@@ -45,25 +45,69 @@ func TestIsolation(t *testing.T) {
 		"unconfined": {pod: private, security: engine.Security{
 			Seccomp: engine.SeccompUnconfined, MaskedPaths: []string{}, ReadonlyPaths: []string{}}},
 	} {
-		t.Run(name, func(t *testing.T) {
-			_, ctr := m.RunIn(c.pod, engine.ContainerSpec{Name: name, Command: []string{"/probe", name}, Security: c.security,
-				Mounts: []engine.Mount{{Kind: engine.MountBind, Source: probe, Destination: "/probe", ReadOnly: true}}})
-			got := settle(logOf(t, m, ctr), c.security.Privileged)
-			file := filepath.Join("testdata", "isolation", name)
-			if *update {
-				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
+		profiles := []string{engine.AppArmorUnconfined}
+		if m.AppArmor() && !c.security.Privileged {
+			profiles = append(profiles, "")
+		}
+		for _, profile := range profiles {
+			t.Run(name+"/"+cmp.Or(profile, "profile"), func(t *testing.T) {
+				c.security.AppArmor = profile
+				_, ctr := m.RunIn(c.pod, engine.ContainerSpec{Name: name, Command: []string{"/probe", name}, Security: c.security,
+					Mounts: []engine.Mount{{Kind: engine.MountBind, Source: probe, Destination: "/probe", ReadOnly: true}}})
+				got := settle(logOf(t, m, ctr), c.security.Privileged)
+				file := filepath.Join("testdata", "isolation", name)
+				want := expected(t, file, map[string]bool{"cgroup2": cgroups.Unified(), "apparmor": profile == ""})
+				if diff := gocmp.Diff(want, got); diff != "" {
+					t.Errorf("%s: is it tighter or looser?\n%s", file, diff)
 				}
-			}
-			want, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), got); diff != "" {
-				t.Errorf("%s: look whether it is tighter or looser, and run with -update\n%s", file, diff)
-			}
-		})
+			})
+		}
 	}
+}
+
+// expected is what a file says of a machine: its lines without those that begin
+// with a condition that does not hold, [CONDITION] or [!CONDITION], and those of
+// files that the kernel has not.
+func expected(t *testing.T, file string, conditions map[string]bool) string {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+lines:
+	for line := range strings.Lines(string(data)) {
+		for strings.HasPrefix(line, "[") {
+			condition, rest, _ := strings.Cut(line[1:], "] ")
+			name, not := strings.CutPrefix(condition, "!")
+			holds, known := conditions[name]
+			if !known {
+				t.Fatalf("%s: unknown condition %q", file, condition)
+			}
+			if holds == not {
+				continue lines
+			}
+			line = rest
+		}
+		if !absent(strings.Fields(line)) {
+			out.WriteString(line)
+		}
+	}
+	return out.String()
+}
+
+// absent reports whether a line is of a file of /proc or /sys that the kernel
+// has not, or of a directory in which it has nothing.
+func absent(fields []string) bool {
+	if fields[0] != "read" && fields[0] != "write" || !strings.HasPrefix(fields[1], "/proc/") && !strings.HasPrefix(fields[1], "/sys/") ||
+		strings.HasPrefix(fields[1], "/sys/fs/cgroup/") {
+		return false
+	}
+	info, err := os.Stat(fields[1])
+	if err == nil && info.IsDir() {
+		entries, err := os.ReadDir(fields[1])
+		return err == nil && len(entries) == 0
+	}
+	return os.IsNotExist(err)
 }
 
 // settle says of what the probe found only what is the same on every machine.
@@ -72,8 +116,6 @@ func settle(found string, privileged bool) string {
 	for line := range strings.Lines(found) {
 		fields := strings.Fields(line)
 		switch {
-		case fields[0] == "namespace" && fields[1] == "cgroup" && !cgroups.Unified():
-			continue // Docker gives a container one of its own on version 2 alone
 		case fields[0] == "namespace":
 			own, err := os.Readlink("/proc/self/ns/" + fields[1])
 			word := "its own"
@@ -85,13 +127,10 @@ func settle(found string, privileged bool) string {
 			continue // whatever the machine has
 		case privileged && (fields[0] == "call" || fields[0] == "write"):
 			continue // whatever the test's own process may
-		case fields[0] == "write" && strings.Contains(line, "/sys/fs/cgroup/"):
-			if strings.HasSuffix(line, " open\n") {
-				break
-			}
-			line = strings.Join(fields[:2], " ") + " closed\n" // absent in one version, read-only in the other
-		case fields[0] == "read" && strings.HasSuffix(line, " ENOENT\n"):
-			line = strings.Join(fields[:2], " ") + " empty\n" // this kernel has none
+		case fields[0] == "call" && fields[2] == "ENOSYS":
+			line = strings.Join(fields[:2], " ") + " EPERM\n" // this kernel has none: as closed
+		case absent(fields):
+			continue
 		}
 		out.WriteString(line)
 	}

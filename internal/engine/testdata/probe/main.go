@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -66,14 +67,26 @@ func descriptors() {
 	}
 }
 
-// call is a system call with arguments that do nothing even where it is allowed.
+// call is a system call with arguments that do nothing even where it is allowed,
+// or nothing but to this process. The kernel must get as far as to ask whether
+// it is: some calls look at their arguments first.
 type call struct {
 	name string
 	nr   uintptr
 	args [5]uintptr
 }
 
-const bad = ^uintptr(0) // no descriptor, no address
+const (
+	bad = ^uintptr(0)  // no descriptor, no address
+	cwd = ^uintptr(99) // AT_FDCWD
+)
+
+// noFile is a well-formed handle of no file.
+var noFile = struct {
+	bytes uint32
+	kind  int32
+	data  [8]byte
+}{bytes: 8, kind: 1}
 
 var calls = []call{
 	{"mount", unix.SYS_MOUNT, [5]uintptr{}}, {"umount2", unix.SYS_UMOUNT2, [5]uintptr{}}, {"pivot_root", unix.SYS_PIVOT_ROOT, [5]uintptr{}},
@@ -82,12 +95,12 @@ var calls = []call{
 	{"unshare(mount)", unix.SYS_UNSHARE, [5]uintptr{unix.CLONE_NEWNS}}, {"setns", unix.SYS_SETNS, [5]uintptr{bad}},
 	{"init_module", unix.SYS_INIT_MODULE, [5]uintptr{}}, {"finit_module", unix.SYS_FINIT_MODULE, [5]uintptr{bad}}, {"delete_module", unix.SYS_DELETE_MODULE, [5]uintptr{}},
 	{"kexec_load", unix.SYS_KEXEC_LOAD, [5]uintptr{bad, bad}}, {"reboot", unix.SYS_REBOOT, [5]uintptr{}}, {"swapon", unix.SYS_SWAPON, [5]uintptr{}},
-	{"iopl", unix.SYS_IOPL, [5]uintptr{99}}, {"ioperm", unix.SYS_IOPERM, [5]uintptr{bad, bad, 1}}, {"acct", unix.SYS_ACCT, [5]uintptr{bad}},
+	{"iopl", unix.SYS_IOPL, [5]uintptr{3}}, {"ioperm", unix.SYS_IOPERM, [5]uintptr{0x80, 1, 1}}, {"acct", unix.SYS_ACCT, [5]uintptr{bad}},
 	{"settimeofday", unix.SYS_SETTIMEOFDAY, [5]uintptr{bad}}, {"clock_settime", unix.SYS_CLOCK_SETTIME, [5]uintptr{0, bad}},
 	{"syslog", unix.SYS_SYSLOG, [5]uintptr{10}}, {"bpf", unix.SYS_BPF, [5]uintptr{bad}}, {"perf_event_open", unix.SYS_PERF_EVENT_OPEN, [5]uintptr{bad}},
 	{"userfaultfd", unix.SYS_USERFAULTFD, [5]uintptr{bad}}, {"io_uring_setup", unix.SYS_IO_URING_SETUP, [5]uintptr{0, bad}},
 	{"keyctl", unix.SYS_KEYCTL, [5]uintptr{0xffff}}, {"add_key", unix.SYS_ADD_KEY, [5]uintptr{}}, {"request_key", unix.SYS_REQUEST_KEY, [5]uintptr{}},
-	{"open_by_handle_at", unix.SYS_OPEN_BY_HANDLE_AT, [5]uintptr{bad}}, {"name_to_handle_at", unix.SYS_NAME_TO_HANDLE_AT, [5]uintptr{bad}},
+	{"open_by_handle_at", unix.SYS_OPEN_BY_HANDLE_AT, [5]uintptr{cwd, uintptr(unsafe.Pointer(&noFile))}}, {"name_to_handle_at", unix.SYS_NAME_TO_HANDLE_AT, [5]uintptr{bad}},
 	{"process_vm_readv", unix.SYS_PROCESS_VM_READV, [5]uintptr{1, bad, 1, bad, 1}}, {"kcmp", unix.SYS_KCMP, [5]uintptr{1, 1, 99}},
 	{"ptrace(1)", unix.SYS_PTRACE, [5]uintptr{unix.PTRACE_SEIZE, uintptr(0x7ffffffe)}}, {"pidfd_getfd", unix.SYS_PIDFD_GETFD, [5]uintptr{bad}},
 	{"fanotify_init", unix.SYS_FANOTIFY_INIT, [5]uintptr{bad}}, {"quotactl", unix.SYS_QUOTACTL, [5]uintptr{bad}}, {"personality", unix.SYS_PERSONALITY, [5]uintptr{0x0400000}},
@@ -97,14 +110,15 @@ var calls = []call{
 }
 
 // try makes a call and says whether it is closed: EPERM is the filter or a
-// lacking capability, ENOSYS a filter that plays an older kernel.
+// lacking capability, ENOSYS a filter that plays an older kernel, EACCES a
+// security module or one of the kernel's settings.
 func try(c call) string {
 	if c.name == "vhangup" && slices.Contains(os.Args[1:], "privileged") {
 		return "not tried" // it would work
 	}
 	_, _, errno := unix.Syscall6(c.nr, c.args[0], c.args[1], c.args[2], c.args[3], c.args[4], 0)
 	switch errno {
-	case unix.EPERM, unix.ENOSYS:
+	case unix.EPERM, unix.ENOSYS, unix.EACCES:
 		return unix.ErrnoName(errno)
 	}
 	return "open"

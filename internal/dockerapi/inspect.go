@@ -233,7 +233,7 @@ func (s *Server) containerInspect(w http.ResponseWriter, r *http.Request) error 
 		return err
 	}
 	v := inspection(c, pod, s.life.View(c.ID), s.endpoints(pod))
-	v.ExecIDs = s.execs.of(c.ID)
+	v.ExecIDs, v.AppArmorProfile = s.execs.of(c.ID), s.opt.Engine.AppArmorProfile(c.Spec.Security)
 	v.HostsPath, v.HostnamePath = s.opt.Engine.PodFile(pod, "hosts"), s.opt.Engine.PodFile(pod, "hostname")
 	v.ResolvConfPath = s.opt.Engine.PodFile(pod, "resolv.conf")
 	v.GraphDriver = s.graphDriver(c.ID)

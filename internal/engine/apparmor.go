@@ -38,32 +38,43 @@ func inspectAppArmor() *appArmor {
 	}
 }
 
-// profile is the profile of a container; "" is none.
+// name is the profile of a container; "" is none.
 //
 //	kernel parser privileged asked       profile
-//	no     -      -          "", unconf. ""
-//	no     -      -          NAME        error: there is no AppArmor
+//	no     -      -          -           ""
 //	yes    -      -          unconfined  unconfined
-//	yes    -      -          NAME        NAME, which must be loaded
+//	yes    -      -          NAME        NAME
 //	yes    -      yes        ""          unconfined
-//	yes    yes    no         ""          ferry-default, loaded if it is not
+//	yes    yes    no         ""          ferry-default
 //	yes    no     no         ""          "", as with containerd: it cannot be loaded
-func (a *appArmor) profile(sec Security) (string, error) {
-	name := sec.AppArmor
-	if !a.kernel {
-		if name != "" && name != AppArmorUnconfined {
-			return "", fault.New(fault.Unsupported, "AppArmor profile %s: this machine's kernel has no AppArmor", name).
-				Hint("leave the profile out, or use seccomp")
-		}
-		return "", nil
-	}
+func (a *appArmor) name(sec Security) string {
 	switch {
-	case name == AppArmorUnconfined, name == "" && sec.Privileged:
-		return AppArmorUnconfined, nil
-	case name == "" && !a.parser:
-		return "", nil
-	case name == "":
-		return defaultAppArmor, a.loadDefault()
+	case !a.kernel:
+		return ""
+	case sec.AppArmor != "":
+		return sec.AppArmor
+	case sec.Privileged:
+		return AppArmorUnconfined
+	case a.parser:
+		return defaultAppArmor
+	}
+	return ""
+}
+
+// profile is the name of a profile that is loaded: the default is, if it is not.
+// To ask for one where there is no AppArmor is an error, and so is one that is
+// not loaded.
+func (a *appArmor) profile(sec Security) (string, error) {
+	if name := sec.AppArmor; !a.kernel && name != "" && name != AppArmorUnconfined {
+		return "", fault.New(fault.Unsupported, "AppArmor profile %s: this machine's kernel has no AppArmor", name).
+			Hint("leave the profile out, or use seccomp")
+	}
+	name := a.name(sec)
+	switch {
+	case name == "", name == AppArmorUnconfined:
+		return name, nil
+	case sec.AppArmor == "":
+		return name, a.loadDefault()
 	}
 	found, err := a.loaded(name)
 	if err != nil {
@@ -91,3 +102,7 @@ func (a *appArmor) loadDefault() error {
 
 // AppArmor reports whether containers get an AppArmor profile by default.
 func (e *Engine) AppArmor() bool { return e.apparmor.kernel && e.apparmor.parser }
+
+// AppArmorProfile is the profile that a container with these settings runs
+// under; "" is none.
+func (e *Engine) AppArmorProfile(sec Security) string { return e.apparmor.name(sec) }

@@ -7,7 +7,7 @@ import (
 	"github.com/ferryos/ferry/internal/fault"
 )
 
-// TestAppArmorProfile is the table above appArmor.profile.
+// TestAppArmorProfile is the table above appArmor.name, and what is refused.
 func TestAppArmorProfile(t *testing.T) {
 	for _, c := range []struct {
 		kernel, parser, privileged bool
@@ -16,7 +16,7 @@ func TestAppArmorProfile(t *testing.T) {
 		kind                       fault.Kind
 	}{
 		{},
-		{asked: "unconfined"},
+		{asked: "unconfined"}, // and so there is none
 		{asked: "mine", kind: fault.Unsupported},
 		{privileged: true},
 		{kernel: true, parser: true, want: "ferry-default", loads: 1},
@@ -34,9 +34,13 @@ func TestAppArmorProfile(t *testing.T) {
 		a := &appArmor{kernel: c.kernel, parser: c.parser, loaded: func(name string) (bool, error) { return there[name], nil },
 			load: func(name string) error { loads++; there[name] = true; return nil }}
 		for range 2 { // the second time nothing is to be loaded
-			got, err := a.profile(Security{Privileged: c.privileged, AppArmor: c.asked})
+			sec := Security{Privileged: c.privileged, AppArmor: c.asked}
+			got, err := a.profile(sec)
 			if got != c.want || fault.KindOf(err) != c.kind {
 				t.Errorf("%+v: %q, %v", c, got, err)
+			}
+			if name := a.name(sec); err == nil && name != c.want {
+				t.Errorf("%+v: named %q", c, name)
 			}
 		}
 		if loads != c.loads {

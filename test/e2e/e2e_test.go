@@ -81,7 +81,7 @@ func linkPlugins(dir string) error {
 }
 
 // condition tells of the machine: [clients] has Docker's own clients, [cgroup2]
-// cgroup v2 alone, and [systemd] is run by systemd.
+// cgroup v2 alone, [apparmor] a kernel with AppArmor, and [systemd] is run by systemd.
 func condition(name string) (bool, error) {
 	path := ""
 	switch name {
@@ -89,6 +89,8 @@ func condition(name string) (bool, error) {
 		return *clients != "", nil
 	case "cgroup2":
 		path = "/sys/fs/cgroup/cgroup.controllers"
+	case "apparmor":
+		path = "/sys/kernel/security/apparmor/profiles"
 	case "systemd":
 		path = "/run/systemd/system"
 	default:

@@ -84,7 +84,8 @@ conformance-cri: deps ## run critest, the suite for container runtimes; FOCUS is
 test-vm: build kubectl ## the tests on machines with cgroup v2, under QEMU: VM="-boots systemd -run engine", see test/vm
 	@scripts/deps vm
 	@$(GO) build -o $(BIN)/test-vm ./test/vm
-	@clients=$$(scripts/clients) && exec $(BIN)/test-vm -bin $(BIN) -clients "$$clients" $(VM)
+	@clients=$$(scripts/clients) && critest=$$(scripts/conformance-cri.sh prepare) && \
+		exec $(BIN)/test-vm -bin $(BIN) -clients "$$clients" -critest "$$critest" $(VM)
 
 bench: build kubectl ## measure, beside Debian's docker, and write docs/benchmarks.md; COLD=-cold builds from nothing too
 	$(GO) run ./test/bench -bin $(BIN) $(COLD)

@@ -31,6 +31,7 @@ var packages = []string{
 	"linux-image-cloud-amd64", "initramfs-tools", "zstd", "kmod",
 	"systemd", "systemd-sysv", "dbus", "udev", "apparmor",
 	"iproute2", "iptables", "nftables", "procps", "curl", "jq", "busybox-static", "ca-certificates", "docker.io", "python3-docker", "openssh-client", "e2fsprogs", "git",
+	"sudo", // critest loads its AppArmor profiles with it
 }
 
 //go:embed guest

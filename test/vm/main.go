@@ -26,6 +26,8 @@ type options struct {
 	bin    string
 	// clients has Docker's own, see scripts/clients.
 	clients string
+	// critest has that suite and its packages, see scripts/conformance-cri.sh.
+	critest string
 	cache   string
 	accel   string
 	memory  int // MB
@@ -98,6 +100,7 @@ func parse(args []string) (options, error) {
 	flags.StringVar(&opt.source, "source", ".", "the repository")
 	flags.StringVar(&opt.bin, "bin", "bin", "directory of the programs under test")
 	flags.StringVar(&opt.clients, "clients", "", "directory with docker-buildx and docker-compose, as scripts/clients prints; e2e needs it")
+	flags.StringVar(&opt.critest, "critest", "", "directory with critest and its packages, as scripts/conformance-cri.sh prints; cri needs it")
 	flags.StringVar(&opt.cache, "cache", "", "where the disk image and logs are kept; default: ferry/vm in the user's cache directory")
 	flags.StringVar(&opt.accel, "accel", "auto", "QEMU's accelerator: kvm, tcg, or auto to try")
 	flags.IntVar(&opt.memory, "memory", 6144, "a machine's memory in MB")
@@ -126,7 +129,7 @@ func parse(args []string) (options, error) {
 		}
 		opt.cache = filepath.Join(dir, "ferry", "vm")
 	}
-	for _, dir := range []*string{&opt.cache, &opt.source, &opt.bin, &opt.clients} {
+	for _, dir := range []*string{&opt.cache, &opt.source, &opt.bin, &opt.clients, &opt.critest} {
 		if *dir == "" {
 			continue
 		}

@@ -45,7 +45,7 @@ func payloadImage(ctx context.Context, opt options, jobs []job, dir string) (str
 		name string
 		data []byte
 		mode fs.FileMode
-	}{{"boot", boot, 0o755}, {"suites", []byte(list.String()), 0o644}, {"patience", fmt.Appendln(nil, factor), 0o644}} {
+	}{{"boot", boot, 0o755}, {"suites", []byte(list.String()), 0o644}, {"environment", []byte(environment(opt, factor)), 0o644}} {
 		if err := os.WriteFile(filepath.Join(stage, f.name), f.data, f.mode); err != nil {
 			return "", err
 		}
@@ -56,8 +56,11 @@ func payloadImage(ctx context.Context, opt options, jobs []job, dir string) (str
 	if err := addPrograms(ctx, opt, filepath.Join(stage, "programs")); err != nil {
 		return "", err
 	}
-	if opt.clients != "" {
-		if err := copyDir(opt.clients, filepath.Join(stage, "clients")); err != nil {
+	for from, name := range map[string]string{opt.clients: "clients", opt.critest: "critest"} {
+		if from == "" {
+			continue
+		}
+		if err := copyDir(from, filepath.Join(stage, name)); err != nil {
 			return "", err
 		}
 	}
@@ -66,6 +69,22 @@ func payloadImage(ctx context.Context, opt options, jobs []job, dir string) (str
 		return "", err
 	}
 	return image, os.RemoveAll(stage)
+}
+
+// environment is what the tests are told of the machine, for the shell.
+func environment(opt options, patience int) string {
+	out := fmt.Sprintf("FERRY_TEST_PATIENCE=%d\nFERRY_TEST_PROGRAMS=/payload/programs\n", patience)
+	if opt.clients != "" {
+		out += "FERRY_CLIENTS=/payload/clients\n"
+	}
+	if opt.critest != "" {
+		focus := "AppArmor" // what has not been seen on machines like this one
+		if opt.all {
+			focus = "."
+		}
+		out += "CRITEST=/payload/critest/critest\nCRITEST_ROOT=/payload/critest/root\nCRITEST_FOCUS=" + focus + "\n"
+	}
+	return out
 }
 
 // compile makes a package's tests into a program.
@@ -80,10 +99,12 @@ func compile(ctx context.Context, source, pkg, to string) error {
 
 // addPrograms adds what runnertest would build.
 func addPrograms(ctx context.Context, opt options, to string) error {
-	if err := copyFile(filepath.Join(opt.bin, "ferry-runner"), filepath.Join(to, "ferry-runner")); err != nil {
-		return err
+	for _, name := range []string{"ferry-runner", "ferry-init"} {
+		if err := copyFile(filepath.Join(opt.bin, name), filepath.Join(to, name)); err != nil {
+			return err
+		}
 	}
-	for _, program := range []string{"./internal/engine/testdata/probe", "./internal/engine/runner/testdata/nosys"} {
+	for _, program := range []string{"./internal/engine/testdata/probe", "./internal/engine/runner/testdata/nosys", "./internal/engine/cri/testdata/standin"} {
 		cmd := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(to, filepath.Base(program)), program)
 		cmd.Dir, cmd.Stderr, cmd.Env = opt.source, os.Stderr, append(os.Environ(), "CGO_ENABLED=0")
 		if err := cmd.Run(); err != nil {

@@ -26,9 +26,9 @@ var suites = []suite{
 	{"store", "internal/engine/store", map[string]string{bootPlain: "."}},
 	{"network", "internal/engine/network", map[string]string{bootPlain: "."}},
 	{"engine", "internal/engine", map[string]string{bootPlain: ".", bootSystemd: "."}},
-	{"cri", "internal/engine/cri", nil},
+	{"cri", "internal/engine/cri", map[string]string{bootPlain: "TestCritest$"}},
 	{"dockerapi", "internal/dockerapi", nil},
-	{"e2e", "test/e2e", map[string]string{bootPlain: "Scripts/(docker|crash|up-down|cgroup2)$", bootSystemd: "Scripts/(systemd|pods|build|cgroup2)$"}},
+	{"e2e", "test/e2e", map[string]string{bootPlain: "Scripts/(docker|crash|up-down|cgroup2|apparmor)$", bootSystemd: "Scripts/(systemd|pods|build|cgroup2)$"}},
 }
 
 // job is a suite on one boot.

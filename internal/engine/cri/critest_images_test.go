@@ -21,6 +21,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ferryos/ferry/internal/engine/enginetest"
+	"github.com/ferryos/ferry/internal/engine/runner/runnertest"
 	"github.com/ferryos/ferry/internal/engine/store"
 )
 
@@ -34,13 +35,7 @@ type image struct {
 
 // testImages are made for those that critest asks for, by path and tag.
 func (r root) testImages(t *testing.T) []image {
-	program := filepath.Join(t.TempDir(), "standin")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", program, "./testdata/standin")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build the stand-in: %v\n%s", err, out)
-	}
-	standin, err := os.ReadFile(program)
+	standin, err := os.ReadFile(runnertest.Program(t, "testdata/standin"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -63,6 +63,9 @@ func TestCritest(t *testing.T) {
 	focus := os.Getenv("CRITEST_FOCUS")
 	specs := critest(t, "--ginkgo.focus="+focus)
 	if focus != "" {
+		if !slices.ContainsFunc(specs, func(s spec) bool { return s.state == "passed" }) {
+			t.Errorf("no spec that matches %q has passed", focus)
+		}
 		return
 	}
 	params := filepath.Join(t.TempDir(), "benchmarks.yaml")

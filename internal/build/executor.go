@@ -209,7 +209,12 @@ func (x *engineExecutor) prepare(ctx context.Context, id string, root executor.M
 	if err != nil {
 		return nil, nil, err
 	}
-	opts := []containerdoci.SpecOpts{oci.WithUIDGID(user.UID, user.GID, user.AdditionalGids), rootAt(rootfs, meta.ReadonlyRootFS)}
+	profile, err := x.engine.DefaultAppArmor()
+	if err != nil {
+		return nil, nil, err
+	}
+	opts := []containerdoci.SpecOpts{oci.WithUIDGID(user.UID, user.GID, user.AdditionalGids), rootAt(rootfs, meta.ReadonlyRootFS),
+		containerdoci.WithApparmorProfile(profile)}
 	spec, releaseSpec, err := oci.GenerateSpec(ctx, meta, mounts, id, filepath.Join(x.root, resolv), filepath.Join(x.root, hosts),
 		engineNetwork{}, "", oci.ProcessSandbox, nil, "", false, "", nil, opts...)
 	if err != nil {

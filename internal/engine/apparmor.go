@@ -106,3 +106,7 @@ func (e *Engine) AppArmor() bool { return e.apparmor.kernel && e.apparmor.parser
 // AppArmorProfile is the profile that a container with these settings runs
 // under; "" is none.
 func (e *Engine) AppArmorProfile(sec Security) string { return e.apparmor.name(sec) }
+
+// DefaultAppArmor is the profile of what asks for none, loaded: for bundles,
+// whose specs their callers make. "" is none.
+func (e *Engine) DefaultAppArmor() (string, error) { return e.apparmor.profile(Security{}) }

@@ -202,7 +202,7 @@ func lastError(path string) string {
 		return unknown
 	}
 	defer f.Close()
-	const window = 64 << 10
+	const window = 8 << 20 // behind the error there may be the stacks of thousands of goroutines
 	if info, err := f.Stat(); err == nil && info.Size() > window {
 		if _, err := f.Seek(-window, io.SeekEnd); err != nil {
 			return unknown
@@ -213,7 +213,7 @@ func lastError(path string) string {
 		if _, text, ok := strings.Cut(lines.Text(), "level=ERROR msg="); ok {
 			last = text
 		} else if strings.HasPrefix(lines.Text(), "panic: ") || strings.HasPrefix(lines.Text(), "fatal error: ") {
-			return lines.Text()
+			last = lines.Text()
 		}
 	}
 	return last

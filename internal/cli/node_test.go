@@ -142,6 +142,23 @@ func TestNeedRoot(t *testing.T) {
 	ferry(t, "down").wants(t, 4, "", "ferry down must run as root")
 }
 
+// TestLastError finds why a daemon ended also before the stacks of its goroutines.
+func TestLastError(t *testing.T) {
+	stacks := "\n" + strings.Repeat("goroutine 1 [select]:\nmain.main()\n\t/main.go:1 +0x1\n\n", 1<<16)
+	for log, want := range map[string]string{
+		"": "its log tells no error",
+		"time=x level=ERROR msg=first\ntime=x level=ERROR msg=\"no room\"\n" + stacks:     `"no room"`,
+		"time=x level=ERROR msg=first\npanic: nil map\n" + stacks:                         "panic: nil map",
+		"panic: of an earlier one\n" + stacks + "time=x level=ERROR msg=\"port taken\"\n": `"port taken"`,
+	} {
+		path := filepath.Join(t.TempDir(), "log")
+		write(t, path, log)
+		if got := lastError(path); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
 // TestFollowStart reads the daemon's progress as it starts.
 func TestFollowStart(t *testing.T) {
 	cfg := config.Default()

@@ -7,6 +7,7 @@
 package e2e
 
 import (
+	"bytes"
 	"errors"
 	"flag"
 	"fmt"
@@ -111,6 +112,7 @@ func setUp(env *testscript.Env) error {
 		t := env.T()
 		if v, ok := t.(interface{ Failed() bool }); ok && v.Failed() {
 			if log, err := os.ReadFile(filepath.Join(m.DataDir, "ferryd.log")); err == nil {
+				log, _, _ = bytes.Cut(log, []byte("\ngoroutine ")) // why is said before that
 				t.Log("ferryd.log ends with:\n" + string(log[max(0, len(log)-6000):]))
 			}
 		}

@@ -23,6 +23,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/ferryos/ferry/internal/engine/runner/runnertest"
 	"github.com/ferryos/ferry/test/machine"
 )
 
@@ -121,7 +122,7 @@ func setUp(env *testscript.Env) error {
 			t.FailNow()
 		}
 	})
-	env.Vars = append(append(env.Vars, m.Env()...), fmt.Sprintf("MINUTE=%ds", 60*patience()), "FERRY_CLIENTS="+*clients, "UNIT=ferryd-"+m.Bridge+".service")
+	env.Vars = append(append(env.Vars, m.Env()...), fmt.Sprintf("MINUTE=%ds", 60*runnertest.Patience()), "FERRY_CLIENTS="+*clients, "UNIT=ferryd-"+m.Bridge+".service")
 	if *clients != "" {
 		if err := linkPlugins(filepath.Join(m.Dir, ".docker", "cli-plugins")); err != nil {
 			return err
@@ -160,24 +161,15 @@ func unit(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Check(ts.Exec("systemctl", "start", name))
 }
 
-// patience is how many times longer than written scripts wait for something to
-// happen: FERRY_TEST_PATIENCE, for slow machines. Scripts give MINUTE to what
-// waits by itself.
-func patience() int {
-	if n, err := strconv.Atoi(os.Getenv("FERRY_TEST_PATIENCE")); err == nil && n > 1 {
-		return n
-	}
-	return 1
-}
-
-// waitFor runs a command again and again: waitfor SECONDS COMMAND [ARG…].
+// waitFor runs a command again and again: waitfor SECONDS COMMAND [ARG…]. On slow
+// machines it waits longer; scripts give MINUTE to what waits by itself.
 func waitFor(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) < 2 {
 		ts.Fatalf("usage: waitfor SECONDS COMMAND [ARG…]")
 	}
 	seconds, err := strconv.Atoi(args[0])
 	ts.Check(err)
-	seconds *= patience()
+	seconds *= runnertest.Patience()
 	end := time.Now().Add(time.Duration(seconds) * time.Second)
 	for {
 		err := ts.Exec(args[1], args[2:]...)

@@ -34,6 +34,9 @@ import (
 // Busybox is the image every Machine has.
 const Busybox = "ferry.test/busybox:latest"
 
+// patience is how long taking a machine away may take.
+var patience = time.Duration(runnertest.Patience()) * time.Minute
+
 // Machine is a set of directories and names on which engines can be started one
 // after the other.
 type Machine struct {
@@ -105,7 +108,7 @@ func (m *Machine) Start() {
 // Stop stops the engine; its containers run on.
 func (m *Machine) Stop() {
 	m.tb.Helper()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.tb.Context()), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.tb.Context()), patience/2)
 	defer cancel()
 	for _, stop := range []func(context.Context) error{m.Engine.Stop, m.Store.Stop, m.Network.Stop} {
 		if err := stop(ctx); err != nil {
@@ -117,7 +120,7 @@ func (m *Machine) Stop() {
 
 // remove takes the machine away.
 func (m *Machine) remove() {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.tb.Context()), time.Minute)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.tb.Context()), patience)
 	defer cancel()
 	if m.Engine != nil {
 		for _, p := range m.Pods(ctx, "") {

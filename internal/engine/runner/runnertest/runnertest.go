@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"testing"
 )
@@ -86,6 +87,15 @@ func Clean() {
 	if path, err := build(); err == nil {
 		_ = os.RemoveAll(filepath.Dir(path)) // below the system's directory for such
 	}
+}
+
+// Patience is how many times longer than on a usual machine tests wait for
+// something to happen: FERRY_TEST_PATIENCE, for slow machines.
+func Patience() int {
+	if n, err := strconv.Atoi(os.Getenv("FERRY_TEST_PATIENCE")); err == nil && n > 1 {
+		return n
+	}
+	return 1
 }
 
 // NeedRoot skips a test that only root can run.

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"io"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -29,6 +30,10 @@ var Version = "dev"
 
 // exitInterrupted is a shell's exit code for a program ended by SIGINT.
 const exitInterrupted = 130
+
+// garbagePercent is how much the heap grows before it is collected. Most
+// commands have ended before they get there.
+const garbagePercent = 400
 
 // exitError ends the program with a container's exit code and no message.
 type exitError struct{ code int }
@@ -48,6 +53,10 @@ type env struct {
 // returns its exit code.
 func Main(ctx context.Context, args []string, in io.Reader, out, errs io.Writer, getenv func(string) string) int {
 	e := &env{term: term.New(in, out, errs, getenv), getenv: getenv, args: args, config: sync.OnceValues(config.Load)}
+	debug.SetGCPercent(garbagePercent)
+	if Build == nil && len(args) > 0 && args[0] == "build" {
+		_ = e.execBuild() // which fails again below, and is told there
+	}
 	root := e.root()
 	root.SetArgs(args)
 	root.SetIn(in)

@@ -469,6 +469,25 @@ func TestPullProgress(t *testing.T) {
 	}
 }
 
+// TestPullCanceled: a pull that is called off names nothing, not even an image
+// of which everything is here.
+func TestPullCanceled(t *testing.T) {
+	f, s := newRegistry(t), open(t, t.TempDir())
+	f.image("v1", "amd64", big(t))
+	f.image("v2", "amd64", big(t))
+	if _, err := s.Pull(t.Context(), f.host+"/app:v1", store.TransferOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err := s.Pull(ctx, f.host+"/app:v2", store.TransferOptions{Progress: func(store.Event) { cancel() }})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("pull: %v", err)
+	}
+	if _, err := s.Image(t.Context(), f.host+"/app:v2"); !fault.Is(err, fault.NotFound) {
+		t.Errorf("the name of a pull called off: %v", err)
+	}
+}
+
 func sameSteps(a, b map[string][]store.Status) bool {
 	for id, steps := range b {
 		if len(a[id]) != len(steps) {

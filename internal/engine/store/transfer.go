@@ -78,6 +78,9 @@ func (s *Store) Pull(ctx context.Context, name string, opt TransferOptions) (_ I
 	if err != nil {
 		return Image{}, fmt.Errorf("pull %s: %w", name, err)
 	}
+	if err := ctx.Err(); err != nil { // what is here already is found without a look at ctx
+		return Image{}, fmt.Errorf("pull %s: %w", name, err)
+	}
 	if err := s.name(leased, ref, target); err != nil {
 		return Image{}, fmt.Errorf("pull %s: %w", name, err)
 	}

@@ -15,10 +15,8 @@ KUBE_FLAGS  := $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/ve
 	-X $(p).gitVersion=v$(KUBE) -X $(p).gitMajor=1 -X $(p).gitMinor=$(KUBE_MINOR) -X $(p).gitTreeState=clean)
 FERRY_FLAGS := -s -w -X github.com/ferryos/ferry/internal/app.Version=$(VERSION) -X github.com/ferryos/ferry/internal/cli.Version=$(VERSION)
 
-# The wraps are those of internal/engine/runner/proc/filter.c.
-RUNNER_TAGS  := seccomp netgo osusergo
-RUNNER_FLAGS := -s -w -linkmode external -extldflags "-static \
--Wl,--wrap=seccomp_rule_add_array,--wrap=seccomp_rule_add_exact_array,--wrap=seccomp_export_bpf"
+RUNNER_TAGS  := netgo osusergo
+RUNNER_FLAGS := -s -w -linkmode external -extldflags "-static"
 
 # Linters, at versions that go.mod need not know.
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2

@@ -54,8 +54,12 @@ var layers = []layer{
 	{"engine/files", "fault"},
 	{"engine/network", "atomicfile engine/network/names fault"},
 	{"engine/network/names", ""},
-	{"engine/runner/proc", "atomicfile engine/crilog engine/runner engine/runner/oom fault logfile"},
-	{"engine/runner", "atomicfile cgroups fault"},
+	{"engine/runner/proc", "atomicfile engine/crilog engine/runner engine/runner/cgroup engine/runner/launch engine/runner/oom engine/runner/seccomp fault logfile"},
+	{"engine/runner/launch", "engine/runner engine/runner/cgroup engine/runner/pidfd engine/runner/seccomp fault"},
+	{"engine/runner/seccomp", "fault"},
+	{"engine/runner/cgroup", "engine/runner engine/runner/oom fault"},
+	{"engine/runner", "atomicfile cgroups engine/runner/pidfd fault"},
+	{"engine/runner/pidfd", ""},
 	{"engine/runner/runnertest", ""},
 	{"engine/runner/oom", ""},
 	{"engine/crilog", ""},
@@ -102,7 +106,8 @@ type owner struct{ dependencies, importers string }
 var owners = []owner{
 	{"github.com/containerd/containerd", "engine/store build"},
 	{"go.etcd.io/bbolt", "engine/store build"},
-	{"github.com/opencontainers/runc github.com/opencontainers/cgroups", "engine/runner/proc"},
+	{"github.com/opencontainers/cgroups", "engine/runner/cgroup"},
+	{"github.com/seccomp/libseccomp-golang", "engine/runner/seccomp"},
 	{"github.com/vishvananda/netlink github.com/mdlayher/netlink github.com/google/nftables", "engine/network"},
 	{"github.com/miekg/dns", "engine/network/names"},
 	{"github.com/moby/buildkit", "build build/buildclient build/dockerfile"},
@@ -117,7 +122,7 @@ var owners = []owner{
 	{"github.com/moby/go-archive", "cli"},
 	{"github.com/spf13/cobra", "cli runtimes/mlp/command"},
 	{"golang.org/x/term", "term"},
-	{"github.com/sirupsen/logrus", "app build engine/runner/proc"}, // to quieten what uses it, in tests of build
+	{"github.com/sirupsen/logrus", "app build"}, // to quieten what uses it, in tests of build
 	{"google.golang.org/grpc", "build engine/cri kube runtimes/mlp/oip runtimes/mlp/serve test/bench"},
 	{"github.com/prometheus", "runtimes/mlp/serve"},
 	{"gonum.org", "runtimes/mlp/nn"},
@@ -135,21 +140,21 @@ type program struct {
 const kubernetes = "k8s.io/api k8s.io/apimachinery k8s.io/client-go k8s.io/kubernetes go.etcd.io github.com/coredns "
 
 var programs = []program{
-	{"cmd/ferry", "", kubernetes + "github.com/opencontainers/runc github.com/opencontainers/cgroups " +
+	{"cmd/ferry", "", kubernetes + "github.com/opencontainers/cgroups " +
 		"github.com/vishvananda/netlink github.com/google/nftables github.com/distribution/distribution " +
 		"github.com/containerd/containerd github.com/moby/buildkit google.golang.org/grpc google.golang.org/protobuf " +
 		modulePath + "/internal/engine " + modulePath + "/internal/app",
 		"the command line is a client and starts within milliseconds"},
-	{"cmd/ferry-runner", "seccomp netgo osusergo", kubernetes + "github.com/containerd/containerd github.com/moby/buildkit " +
+	{"cmd/ferry-runner", "netgo osusergo", kubernetes + "github.com/containerd/containerd github.com/moby/buildkit " +
 		"google.golang.org/grpc google.golang.org/protobuf github.com/spf13/cobra " +
 		modulePath + "/internal/engine/store " + modulePath + "/internal/engine/network",
-		"there is a runner for every pod, and libcontainer executes it again for every process"},
+		"there is a runner for every pod, and every process of a container begins as a copy of it"},
 	{"cmd/ferry-init", "", kubernetes + modulePath + "/internal/engine github.com/opencontainers github.com/moby github.com/spf13",
 		"it is a process of every container that asks for it"},
-	{"cmd/ferryd", "", "github.com/opencontainers/runc " + modulePath + "/internal/engine/runner/proc " +
+	{"cmd/ferryd", "", modulePath + "/internal/engine/runner/proc " +
 		modulePath + "/internal/cli " + modulePath + "/runtimes",
-		"libcontainer needs a small program of its own; a runtime is a payload"},
-	{"runtimes/mlp", "", kubernetes + "github.com/containerd/containerd github.com/moby github.com/opencontainers/runc " +
+		"containers outlive the daemon, in a small program of their own; a runtime is a payload"},
+	{"runtimes/mlp", "", kubernetes + "github.com/containerd/containerd github.com/moby " +
 		modulePath + "/internal",
 		"a runtime is a payload in an image, which runs on any platform"},
 }

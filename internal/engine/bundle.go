@@ -73,7 +73,6 @@ func (e *Engine) RunBundle(ctx context.Context, b Bundle, streams Streams) (code
 		errs = append(errs, e.removeRunnerDir(b.ID))
 		err = errors.Join(append([]error{err}, errs...)...)
 	}()
-	e.moves.Expect()
 	var attached network.Attachment
 	g, gctx := errgroup.WithContext(ctx)
 	if b.Network == ModePod {

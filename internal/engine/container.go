@@ -195,7 +195,6 @@ func (e *Engine) addContainer(c *container) error {
 // if that has stopped for being idle. When the program cannot be started the
 // container has exited with 126, 127 or 128 and the error says why.
 func (e *Engine) StartContainer(ctx context.Context, id string) error {
-	e.moves.Expect()
 	c, err := e.findContainer(id)
 	if err != nil {
 		return err

@@ -58,7 +58,6 @@ type Engine struct {
 	opt     Options
 	machine machine
 	runners *runner.Pool
-	moves   *cgroups.Mover
 	pods    records[podRecord]
 	ctrs    records[containerRecord]
 	events  broadcaster
@@ -83,7 +82,6 @@ func New(opt Options) *Engine {
 		opt:      opt,
 		machine:  inspectMachine(),
 		runners:  runner.NewPool(runner.PoolOptions{Binary: opt.RunnerBinary, Dir: filepath.Join(opt.RunDir, "r"), Size: opt.Runners, Log: opt.Log}),
-		moves:    cgroups.NewMover(),
 		pods:     records[podRecord]{filepath.Join(opt.DataDir, "pods")},
 		ctrs:     records[containerRecord]{filepath.Join(opt.DataDir, "containers")},
 		podByID:  map[string]*pod{},

@@ -40,7 +40,6 @@ func (e *Engine) running(id string) (*container, *runner.Client, error) {
 // once it has ended and all its output is written. Cancelling ctx kills it,
 // unless it is detached.
 func (e *Engine) Exec(ctx context.Context, id string, spec ExecSpec, streams Streams) (int, error) {
-	e.moves.Expect()
 	c, client, err := e.running(id)
 	if err != nil {
 		return 0, err

@@ -120,7 +120,6 @@ func (e *Engine) RunPod(ctx context.Context, spec PodSpec) (Pod, error) {
 // host port: those come with the start of its first container, which
 // StopWhenIdle must be set for.
 func (e *Engine) CreatePod(_ context.Context, spec PodSpec) (Pod, error) {
-	e.moves.Expect() // of its container, which is often started right away
 	if err := e.giveUsers(&spec); err != nil {
 		return Pod{}, fmt.Errorf("create pod %s: %w", spec.Name, err)
 	}
@@ -137,7 +136,6 @@ func (e *Engine) CreatePod(_ context.Context, spec PodSpec) (Pod, error) {
 
 // startPod brings p up and records it, or leaves nothing of it running. p.op is held.
 func (e *Engine) startPod(ctx context.Context, p *pod) (err error) {
-	e.moves.Expect() // of its first container
 	p.released = false
 	pod := p.snapshot()
 	defer func() {

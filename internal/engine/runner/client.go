@@ -17,6 +17,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/ferryos/ferry/internal/engine/runner/pidfd"
 	"github.com/ferryos/ferry/internal/fault"
 )
 
@@ -50,19 +51,22 @@ func Launch(ctx context.Context, opt LaunchOptions) (*Client, error) {
 		return nil, fmt.Errorf("launch runner: %w", err)
 	}
 	defer ready.Close()
-	cmd := exec.Command(opt.Binary, "serve")
-	cmd.Dir = opt.Dir
-	cmd.Env = []string{"GOMAXPROCS=2", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	sealed, err := sealedCopy(opt.Binary)
+	if err != nil {
+		return nil, fault.New(fault.Unavailable, "launch runner: %w", err)
+	}
+	cmd := &exec.Cmd{Path: sealed.path, Args: []string{opt.Binary, "serve"}, Dir: opt.Dir}
+	cmd.Env = []string{"GOMAXPROCS=2", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", VersionEnv + "=" + sealed.version}
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = logFile, logFile, []*os.File{readyW}
-	pidfd := -1
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}
+	fd := -1
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, PidFD: &fd}
 	err = cmd.Start()
 	readyW.Close()
 	if err != nil {
 		return nil, fault.New(fault.Unavailable, "launch runner: %w", err)
 	}
 	c := &Client{dir: opt.Dir, pid: cmd.Process.Pid, ended: make(chan struct{}), open: map[net.Conn]struct{}{}}
-	go c.reap(cmd, pidfd) // ends with the runner, which may be after us: nobody can wait for it
+	go c.reap(cmd, fd) // ends with the runner, which may be after us: nobody can wait for it
 	stop := context.AfterFunc(ctx, func() { ready.Close() })
 	defer stop()
 	var one [1]byte
@@ -85,30 +89,14 @@ const reapDelay = 100 * time.Millisecond
 // entries of /proc/PID for the process and for each of its threads, and those
 // that end at that moment wait for each other's walks, spinning. It waits as for
 // a socket: os/exec's own wait holds a thread for each runner.
-func (c *Client) reap(cmd *exec.Cmd, pidfd int) {
-	if err := waitReadable(pidfd); err != nil { // there is none before Linux 5.3
-		_ = unix.Waitid(unix.P_PID, c.pid, nil, unix.WEXITED|unix.WNOWAIT, nil) // fails if there is nothing to wait for
-	}
+func (c *Client) reap(cmd *exec.Cmd, fd int) {
+	_ = unix.SetNonblock(fd, true) // for Go's poller; it cannot fail for a pidfd
+	f := os.NewFile(uintptr(fd), "runner")
+	_ = pidfd.Wait(f)
+	f.Close()
 	close(c.ended)
 	time.Sleep(reapDelay)
 	_ = cmd.Wait() // how it ended says its log
-}
-
-// waitReadable waits until a descriptor can be read, and closes it.
-func waitReadable(fd int) error {
-	if err := unix.SetNonblock(fd, true); err != nil { // for Go's poller
-		return err
-	}
-	f := os.NewFile(uintptr(fd), "process")
-	defer f.Close()
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	return raw.Read(func(fd uintptr) bool {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-		return err == nil && n > 0
-	})
 }
 
 func lastLine(b []byte) string {

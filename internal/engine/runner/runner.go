@@ -2,8 +2,8 @@
 // parent of one pod's containers: it reaps them, owns their pipes, terminals
 // and logs, and remembers their exits while the daemon is away.
 //
-// The engine alone imports it. It does not link libcontainer; that is
-// runner/proc, the other side of the socket.
+// The engine alone imports it. runner/proc is
+// the other side of the socket.
 //
 // # Wire
 //
@@ -57,6 +57,35 @@ type SetupRequest struct {
 type Users struct {
 	UIDs []specs.LinuxIDMapping `json:"uids"`
 	GIDs []specs.LinuxIDMapping `json:"gids"`
+}
+
+// UID is this machine's id of a container's user; without a user namespace, a
+// nil Users, the same. An id without one is nobody's.
+func (u *Users) UID(id int) int {
+	if u == nil {
+		return id
+	}
+	return hostID(u.UIDs, id)
+}
+
+// GID is UID of a group.
+func (u *Users) GID(id int) int {
+	if u == nil {
+		return id
+	}
+	return hostID(u.GIDs, id)
+}
+
+// overflow is the id of those without one in a mapping; user_namespaces(7).
+const overflow = 65534
+
+func hostID(maps []specs.LinuxIDMapping, id int) int {
+	for _, m := range maps {
+		if first := int(m.ContainerID); id >= first && id < first+int(m.Size) {
+			return int(m.HostID) + id - first
+		}
+	}
+	return overflow
 }
 
 // Namespaces are files to join a pod's namespaces by; "" is the host's (IPC,

@@ -3,8 +3,10 @@ package proc
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 
 	"github.com/ferryos/ferry/internal/engine/runner"
+	"github.com/ferryos/ferry/internal/engine/runner/launch"
 	"github.com/ferryos/ferry/internal/fault"
 )
 
@@ -47,17 +49,7 @@ func (c *container) startExec(conn *runner.Conn, r runner.ExecRequest) (*process
 	if c.hasExited() {
 		return nil, fault.New(fault.Conflict, "the container is not running")
 	}
-	config := c.ctr.Config()
-	filter, err := c.server.filters.open(c.profile)
-	if err != nil {
-		return nil, err
-	}
-	defer filter.close()
-	owner, err := ownerIn(config)
-	if err != nil {
-		return nil, err
-	}
-	p, err := newProcess(r.Process, processOptions{tty: r.TTY, stdin: r.Stdin, owner: owner, filter: filter, out: &output{}})
+	p, err := newProcess(processOptions{tty: r.TTY, stdin: r.Stdin, owner: c.owner.of(r.Process.User), out: &output{}})
 	if err != nil {
 		return nil, err
 	}
@@ -71,9 +63,10 @@ func (c *container) startExec(conn *runner.Conn, r runner.ExecRequest) (*process
 	c.mu.Unlock()
 	p.started = func() { _ = conn.Write(runner.FrameStarted, nil) } // the command runs also for a caller that is gone
 	p.out.attach(conn)
-	c.limiting.RLock()
-	err = p.start(c.ctr)
-	c.limiting.RUnlock()
+	r.Process.Terminal = r.TTY
+	err = p.start(func(stdio [3]*os.File) (*launch.Process, error) {
+		return c.ctr.Exec(launch.ExecOptions{Process: r.Process, Filter: c.filter, Stdio: stdio})
+	})
 	if err != nil {
 		c.mu.Lock()
 		delete(c.execs, r.ExecID)
@@ -81,7 +74,6 @@ func (c *container) startExec(conn *runner.Conn, r runner.ExecRequest) (*process
 		close(p.done)
 		return nil, err
 	}
-	filter.keep()
 	return p, nil
 }
 
@@ -127,7 +119,7 @@ func feed(conn *runner.Conn, p *process, stdin bool) {
 				p.write(payload)
 			}
 		case runner.FrameStdinEnd:
-			if stdin && (!p.lib.Init || p.stdinOnce) {
+			if stdin && (!p.init || p.stdinOnce) {
 				p.endInput()
 			}
 		case runner.FrameResize:

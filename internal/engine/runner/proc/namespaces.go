@@ -23,13 +23,14 @@ import (
 // they belong to a user namespace.
 type sharedNamespaces struct {
 	paths    runner.Namespaces
+	users    *runner.Users // of the user namespace, if there is one
 	release  chan struct{}
 	holder   *exec.Cmd
 	holderIn io.Closer // closing it ends the holder
 }
 
 func makeNamespaces(r runner.SetupRequest) (*sharedNamespaces, error) {
-	s := &sharedNamespaces{release: make(chan struct{})}
+	s := &sharedNamespaces{users: r.Users, release: make(chan struct{})}
 	if r.Users != nil {
 		if r.HostIPC || r.HostUTS {
 			return nil, fault.New(fault.Invalid, "a pod with a user namespace has IPC and UTS namespaces of its own")

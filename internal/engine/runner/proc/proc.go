@@ -1,13 +1,12 @@
-// Package proc is ferry-runner: the parent of one pod's containers, made on
-// libcontainer. It is the other side of package runner's socket.
+// Package proc is ferry-runner: the parent of one pod's containers. It is the
+// other side of package runner's socket.
 //
-// Only cmd/ferry-runner imports it, and nothing else links libcontainer, which
-// re-executes its own program for every container and exec: the program must
-// be small. A runner knows nothing of images, pods or networks; it is given OCI
+// Only cmd/ferry-runner imports it. There is a runner for every pod, and every
+// process of a container begins as a copy of it: the program must be small. A
+// runner knows nothing of images, pods or networks; it is given OCI
 // specs whose root is mounted, and it outlives the daemon that launched it.
 //
 //	ferry-runner serve   the runner; its working directory is the pod's
-//	ferry-runner init    a container's first step, by libcontainer
 //	ferry-runner hold    the holder of namespaces that containers share
 package proc
 
@@ -21,23 +20,10 @@ import (
 	"syscall"
 	"unsafe"
 
-	"github.com/opencontainers/runc/libcontainer"
-	"github.com/opencontainers/runc/libcontainer/configs"
-	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/engine/runner"
-
-	_ "github.com/opencontainers/cgroups/devices"           // device rules are linked in by import
-	_ "github.com/opencontainers/runc/libcontainer/nsenter" // joins namespaces before Go starts
 )
-
-// Init is a container's first step. Call it from an init function, on the main
-// thread; it does not return.
-func Init() {
-	debug.SetGCPercent(-1) // it is gone before there is anything to collect
-	libcontainer.Init()
-}
 
 // Main runs the program and returns its exit code.
 func Main(args []string, stderr io.Writer) int {
@@ -63,10 +49,11 @@ const readyFD = 3
 
 // serveHere runs a runner for the working directory until it is shut down.
 func serveHere() error {
-	logrus.SetLevel(logrus.WarnLevel)
 	// A runner idles for most of its life: keep its heap, and with it what each pod costs, small.
 	debug.SetGCPercent(50)
 	surviveSignals()
+	// It was executed by a descriptor, whose number the kernel has made its name.
+	_ = os.WriteFile("/proc/self/comm", []byte("ferry-runner"), 0)
 	ready := os.NewFile(readyFD, "ready")
 	unix.CloseOnExec(readyFD)
 	s, err := newServer(".")
@@ -86,7 +73,6 @@ func serveHere() error {
 // first meets it.
 func warmUp() {
 	_ = json.Unmarshal([]byte("{}"), new(runner.CreateRequest)) // cannot fail
-	_, _ = json.Marshal(new(configs.Config))                    // nor this
 }
 
 // surviveSignals drops what the terminal or init system of the daemon's user

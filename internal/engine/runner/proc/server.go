@@ -2,7 +2,6 @@ package proc
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/engine/runner"
+	"github.com/ferryos/ferry/internal/engine/runner/launch"
 	"github.com/ferryos/ferry/internal/fault"
 )
 
@@ -24,6 +24,7 @@ type server struct {
 	dir      string
 	listener *net.UnixListener
 	filters  filterCache
+	launcher *launch.Launcher
 	closed   chan struct{} // closed by shutdown
 	calls    sync.WaitGroup
 
@@ -35,12 +36,16 @@ type server struct {
 }
 
 func newServer(dir string) (*server, error) {
+	launcher, err := launch.New()
+	if err != nil {
+		return nil, err
+	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: runner.SocketPath(dir), Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}
 	return &server{
-		dir: dir, listener: l, filters: filterCache{dir: runner.ProfileDir(dir)}, closed: make(chan struct{}),
+		dir: dir, listener: l, filters: filterCache{dir: runner.ProfileDir(dir)}, launcher: launcher, closed: make(chan struct{}),
 		containers: map[string]*container{}, watchers: map[*watcher]struct{}{},
 	}, nil
 }
@@ -171,7 +176,11 @@ func (s *server) simple(req runner.Request) (any, error) {
 	case runner.OpSignal:
 		return nil, c.signal(syscall.Signal(t.Signal), t.All)
 	case runner.OpStats:
-		return c.stats()
+		stats, err := c.group.Stats()
+		if err != nil {
+			return nil, fmt.Errorf("stats of container %s: %w", c.id, err)
+		}
+		return stats, nil
 	case runner.OpUpdate:
 		var limits specs.LinuxResources
 		if err := decode(t.Limits, &limits); err != nil {
@@ -185,8 +194,7 @@ func (s *server) simple(req runner.Request) (any, error) {
 	case runner.OpReopen:
 		return nil, c.reopenLog()
 	case runner.OpPids:
-		c.awaitProgram()
-		return c.ctr.Processes()
+		return c.group.Processes()
 	case runner.OpDelete:
 		return nil, s.delete(c, t.Force)
 	}
@@ -244,7 +252,7 @@ func (s *server) create(r runner.CreateRequest) (pid int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	return c.pid, nil
+	return c.ctr.Main.PID, nil
 }
 
 func (s *server) delete(c *container, force bool) error {
@@ -330,6 +338,18 @@ func (s *server) close() {
 	}
 }
 
+// usersOf are the ids of the user namespace that a spec names, nil for none.
+func (s *server) usersOf(spec *specs.Spec) *runner.Users {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range spec.Linux.Namespaces {
+		if n.Type == specs.UserNamespace && s.namespaces != nil && n.Path == s.namespaces.paths.User {
+			return s.namespaces.users
+		}
+	}
+	return nil
+}
+
 // setup makes the namespaces that the pod's containers share.
 func (s *server) setup(r runner.SetupRequest) (runner.Namespaces, error) {
 	s.mu.Lock()
@@ -343,9 +363,4 @@ func (s *server) setup(r runner.SetupRequest) (runner.Namespaces, error) {
 	}
 	s.namespaces = ns
 	return ns.paths, nil
-}
-
-// isGone reports an error that only says that the process has ended already.
-func isGone(err error) bool {
-	return errors.Is(err, os.ErrProcessDone) || errors.Is(err, unix.ESRCH)
 }

@@ -12,11 +12,10 @@ import (
 	"testing"
 )
 
-// The flags of the Makefile's ferry-runner; the wraps are those of proc/filter.c.
+// The flags of the Makefile's ferry-runner.
 const (
-	tags    = "seccomp netgo osusergo"
-	ldflags = `-s -w -linkmode external -extldflags "-static ` +
-		`-Wl,--wrap=seccomp_rule_add_array,--wrap=seccomp_rule_add_exact_array,--wrap=seccomp_export_bpf"`
+	tags    = "netgo osusergo"
+	ldflags = `-s -w -linkmode external -extldflags "-static"`
 )
 
 // programsEnv names a directory with what Build and Program would build, for a

@@ -1,23 +1,17 @@
-package proc
+package cgroup
 
 import (
-	"fmt"
-	"path/filepath"
-
 	"github.com/opencontainers/cgroups"
-	"github.com/opencontainers/runc/libcontainer"
 
 	"github.com/ferryos/ferry/internal/engine/runner"
-	"github.com/ferryos/ferry/internal/engine/runner/oom"
 )
 
-// stats reads a container's usage from its cgroup.
-func (c *container) stats() (runner.Stats, error) {
-	all, err := c.ctr.Stats()
+// Stats is what the group's processes use and have used.
+func (g *Group) Stats() (runner.Stats, error) {
+	cg, err := g.manager.GetStats()
 	if err != nil {
-		return runner.Stats{}, fmt.Errorf("stats of container %s: %w", c.id, err)
+		return runner.Stats{}, err
 	}
-	cg := all.CgroupStats
 	mem := cg.MemoryStats
 	s := runner.Stats{
 		CPUNanos: cg.CpuStats.CpuUsage.TotalUsage, MemoryUsage: mem.Usage.Usage, Pids: cg.PidsStats.Current,
@@ -51,33 +45,4 @@ func ioCounts(in []cgroups.BlkioStatEntry) []runner.IO {
 		out = append(out, runner.IO{Major: e.Major, Minor: e.Minor, Op: e.Op, Value: e.Value})
 	}
 	return out
-}
-
-// openOOM returns what counts the out-of-memory kills in a container's cgroup.
-func openOOM(ctr *libcontainer.Container) (*oom.Counter, error) {
-	st, err := ctr.State()
-	if err != nil {
-		return nil, err
-	}
-	var files []string
-	if dir := st.CgroupPaths["memory"]; dir != "" { // v1
-		files = append(files, filepath.Join(dir, "memory.oom_control"))
-	}
-	if dir := st.CgroupPaths[""]; dir != "" {
-		files = append(files, filepath.Join(dir, "memory.events"))
-	}
-	return oom.Open(files...), nil
-}
-
-// watchOOM calls f at each out-of-memory kill from now on. Only a container with
-// a limit of its own is watched: the watch holds a thread.
-func watchOOM(kills *oom.Counter, ctr *libcontainer.Container, f func()) {
-	if ctr.Config().Cgroups.Resources.Memory <= 0 || !kills.Counts() {
-		return
-	}
-	notifications, err := ctr.NotifyOOM()
-	if err != nil {
-		return // the exit still tells
-	}
-	go kills.Follow(notifications, f) // ends when the cgroup is removed
 }

@@ -328,7 +328,7 @@ func (e *Engine) endRunner(ctx context.Context, dir string) error {
 	if err := runner.Kill(ctx, dir); err != nil {
 		return err
 	}
-	left, err := os.ReadDir(filepath.Join(dir, "state")) // one a bundle; no container runs before its pod is recorded
+	left, err := os.ReadDir(runner.ContainersDir(dir)) // one a bundle; no container runs before its pod is recorded
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}

@@ -44,8 +44,8 @@ func (b *bench) containers(m *machine.Machine, docker *dockerd) error {
 		return err
 	}
 	peer := fmt.Sprintf("docker %.8s", version)
-	ferry := engine{socket: filepath.Join(m.RunDir, "docker.sock"), ours: func(exe, _ string) bool {
-		return strings.HasPrefix(exe, m.Bin+"/ferry")
+	ferry := engine{socket: filepath.Join(m.RunDir, "docker.sock"), ours: func(_, cmdline string) bool {
+		return strings.HasPrefix(cmdline, m.Bin+"/ferry") // runners execute a copy of theirs in memory
 	}}
 	ferry.command = func(args ...string) *exec.Cmd {
 		return exec.Command("/usr/bin/docker", append([]string{"-H", "unix://" + ferry.socket}, args...)...)

@@ -94,6 +94,11 @@ func (s *Service) StopContainer(ctx context.Context, id string, timeout int64) e
 	return asStatus(s.opt.Engine.StopContainer(ctx, c.ID, time.Duration(timeout)*time.Second))
 }
 
+// noLog is where a container without a log is said to have it. To "" the
+// kubelet, which removes a container's log with all files whose names begin like
+// it, would take those of its working directory: of a machine's root, /bin.
+const noLog = "/nonexistent/"
+
 // RemoveContainer removes a container, killing it if it runs. Idempotent.
 func (s *Service) RemoveContainer(ctx context.Context, id string) error {
 	leave, err := s.gate.enter()
@@ -145,7 +150,7 @@ func (s *Service) containerStatus(ctx context.Context, c engine.Container) *runt
 		Id: c.ID, Metadata: containerMetadata(c), State: containerState(c.State), CreatedAt: nanos(c.CreatedAt),
 		StartedAt: nanos(c.StartedAt), FinishedAt: nanos(c.FinishedAt), ExitCode: int32(c.ExitCode),
 		Image: &runtimeapi.ImageSpec{Image: c.Spec.Image}, ImageRef: c.ImageID, ImageId: c.ImageID, Reason: c.Reason, Message: c.Message,
-		Labels: c.Spec.Labels, Annotations: c.Spec.Annotations, LogPath: c.LogPath, Resources: resourcesOf(c.Spec.Resources),
+		Labels: c.Spec.Labels, Annotations: c.Spec.Annotations, LogPath: cmp.Or(c.LogPath, noLog+c.ID), Resources: resourcesOf(c.Spec.Resources),
 	}
 	stop := c.Spec.StopSignal
 	if img, err := s.opt.Engine.Images().Image(ctx, c.ImageID); err == nil {

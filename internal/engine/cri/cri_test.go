@@ -161,6 +161,33 @@ func gone(t *testing.T, rt internalapi.RuntimeService, podID, id string) {
 	}
 }
 
+// TestNoLog: the kubelet removes a container's log, and all files whose names
+// begin like it. Where there is none that must not be any file.
+func TestNoLog(t *testing.T) {
+	_, rt := newService(t)
+	ctx := t.Context()
+	config := sandbox(t, "quiet")
+	podID, err := rt.RunPodSandbox(ctx, config, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	container := shell("c", "echo hello")
+	container.LogPath = ""
+	id, err := rt.CreateContainer(ctx, podID, container, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := rt.ContainerStatus(ctx, id, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := got.Status.LogPath
+	if files, err := filepath.Glob(path + "*"); err != nil || len(files) > 0 || !filepath.IsAbs(path) {
+		t.Errorf("the log of a container without one is %q, which is %v, %v", path, files, err)
+	}
+	gone(t, rt, podID, id)
+}
+
 // TestNotOurs: containers of others are neither seen nor touched.
 func TestNotOurs(t *testing.T) {
 	m, service := newService(t)

@@ -83,6 +83,10 @@ func (p *Pool) Launch(ctx context.Context, dir string) (*Client, error) {
 	}
 }
 
+// quietTime is how long the pool waits with a replacement while it has others:
+// the pod that has just got a runner is being started then, and needs the processors.
+const quietTime = 25 * time.Millisecond
+
 // refillPause is how long the pool waits after a runner could not be started.
 const refillPause = time.Second
 
@@ -107,6 +111,14 @@ func (p *Pool) fill(ctx context.Context) {
 		case p.spares <- c:
 		case <-ctx.Done():
 			p.end(context.WithoutCancel(ctx), c)
+			return
+		}
+		if len(p.spares) == 0 {
+			continue
+		}
+		select {
+		case <-time.After(quietTime):
+		case <-ctx.Done():
 			return
 		}
 	}

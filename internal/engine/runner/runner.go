@@ -225,6 +225,10 @@ const (
 // SocketPath is where the runner of a directory listens.
 func SocketPath(dir string) string { return filepath.Join(dir, socketName) }
 
+// ContainersDir is where a runner has a directory for each container, by its id,
+// from before there is any of it until it is deleted.
+func ContainersDir(dir string) string { return filepath.Join(dir, "containers") }
+
 // ReadExit returns what a runner wrote of a container's exit, NotFound if the
 // container has not ended under its eyes. It needs no running runner.
 func ReadExit(dir, id string) (Exit, error) {

@@ -413,6 +413,28 @@ func TestRunnerOutlivesClient(t *testing.T) {
 	t.Error("no event tells the end of the other container")
 }
 
+// TestRunnerDiesBeforeStart: a container that waits for its start does not run
+// when nobody can start it any more.
+func TestRunnerDiesBeforeStart(t *testing.T) {
+	for name, setup := range map[string]runner.SetupRequest{"own PID namespace": {}, "shared": {SharePID: true}} {
+		h := newHarness(t, setup)
+		mark := t.TempDir()
+		spec := h.spec(t, "c", "touch", "/tmp/ran")
+		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/tmp", Type: "bind", Source: mark, Options: []string{"rbind"}})
+		pid, err := h.Create(t.Context(), runner.CreateRequest{ID: "c", Spec: spec})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := runner.Kill(t.Context(), h.dir); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, name+": the process that waits to end", func() bool { return syscall.Kill(pid, 0) != nil })
+		if files, err := os.ReadDir(mark); err != nil || len(files) > 0 {
+			t.Errorf("%s: it ran: %v, %v", name, files, err)
+		}
+	}
+}
+
 func TestLogRotation(t *testing.T) {
 	h := newHarness(t, runner.SetupRequest{})
 	log := filepath.Join(t.TempDir(), "r.log")

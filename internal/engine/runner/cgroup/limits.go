@@ -102,6 +102,9 @@ func change(limits *cgroups.Resources, r specs.LinuxResources) {
 func changeIO(limits *cgroups.Resources, b *specs.LinuxBlockIO) {
 	set(&limits.BlkioWeight, b.Weight)
 	set(&limits.BlkioLeafWeight, b.LeafWeight)
+	if len(b.WeightDevice) > 0 {
+		limits.BlkioWeightDevice = nil
+	}
 	for _, w := range b.WeightDevice {
 		var weight, leaf uint16
 		set(&weight, w.Weight)
@@ -115,6 +118,9 @@ func changeIO(limits *cgroups.Resources, b *specs.LinuxBlockIO) {
 		{b.ThrottleReadBpsDevice, &limits.BlkioThrottleReadBpsDevice}, {b.ThrottleWriteBpsDevice, &limits.BlkioThrottleWriteBpsDevice},
 		{b.ThrottleReadIOPSDevice, &limits.BlkioThrottleReadIOPSDevice}, {b.ThrottleWriteIOPSDevice, &limits.BlkioThrottleWriteIOPSDevice},
 	} {
+		if len(t.from) > 0 {
+			*t.to = nil
+		}
 		for _, d := range t.from {
 			*t.to = append(*t.to, cgroups.NewThrottleDevice(d.Major, d.Minor, d.Rate))
 		}

@@ -54,14 +54,17 @@ func newContainer(s *server, r runner.CreateRequest) (_ *container, err error) {
 	if c.filter, err = s.filters.open(r.Profile); err != nil {
 		return nil, named(r.ID, err)
 	}
-	if c.group, err = cgroup.New(r.Spec.Linux.CgroupsPath, r.Spec.Linux.Resources); err != nil {
+	if err := os.MkdirAll(c.dir(), 0o700); err != nil {
 		return nil, named(r.ID, err)
+	}
+	if c.group, err = cgroup.New(r.Spec.Linux.CgroupsPath, r.Spec.Linux.Resources); err != nil {
+		return nil, named(r.ID, errors.Join(err, os.RemoveAll(c.dir())))
 	}
 	out := &output{}
 	defer func() {
 		if err != nil {
 			out.close()
-			err = named(r.ID, errors.Join(err, c.group.Remove()))
+			err = named(r.ID, errors.Join(err, c.group.Remove(), os.RemoveAll(c.dir())))
 		}
 	}()
 	if r.LogPath != "" {
@@ -78,7 +81,7 @@ func newContainer(s *server, r runner.CreateRequest) (_ *container, err error) {
 	r.Spec.Process.Terminal = r.TTY
 	if err := c.main.start(func(stdio [3]*os.File) (*launch.Process, error) {
 		c.ctr, err = s.launcher.Create(launch.Options{ID: r.ID, Spec: r.Spec, Group: c.group, Filter: c.filter, Users: users,
-			Stdio: stdio, Bundle: c.bundle()})
+			Stdio: stdio, Bundle: c.dir()})
 		if err != nil {
 			return nil, err
 		}
@@ -91,8 +94,9 @@ func newContainer(s *server, r runner.CreateRequest) (_ *container, err error) {
 	return c, nil
 }
 
-// bundle is where hooks find the container's spec.
-func (c *container) bundle() string { return filepath.Join(c.server.dir, "bundle", c.id) }
+// dir tells whoever finds the runner dead of the container, and is where hooks
+// find its spec.
+func (c *container) dir() string { return filepath.Join(runner.ContainersDir(c.server.dir), c.id) }
 
 // named says which container an error is of.
 func named(id string, err error) error { return fmt.Errorf("container %s: %w", id, err) }
@@ -211,7 +215,7 @@ func (c *container) destroy(force bool) error {
 		p.kill()
 		<-p.done
 	}
-	err := errors.Join(c.group.Remove(), c.ctr.Stopped(), os.RemoveAll(c.bundle()))
+	err := errors.Join(c.group.Remove(), c.ctr.Stopped(), os.RemoveAll(c.dir()))
 	c.ctr.Close()
 	if err != nil {
 		return fmt.Errorf("delete container %s: %w", c.id, err)

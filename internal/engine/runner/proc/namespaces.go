@@ -108,6 +108,7 @@ func (s *sharedNamespaces) startHolder(r runner.SetupRequest) (err error) {
 		uid, gid = lastOf(u.UIDs), lastOf(u.GIDs)
 	}
 	cmd := exec.Command("/proc/self/exe", "hold", r.Hostname, strconv.Itoa(int(uid)), strconv.Itoa(int(gid)))
+	cmd.Args[0] = os.Args[0]
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, readyW, os.Stderr
 	cmd.Dir = "/"
 	cmd.SysProcAttr = attr

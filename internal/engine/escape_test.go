@@ -122,6 +122,36 @@ func TestEscapeDescriptors(t *testing.T) {
 	}
 }
 
+// TestEscapeProgram is the other half of CVE-2024-21626: a program by way of one
+// of the runtime's descriptors, such as its /proc.
+func TestEscapeProgram(t *testing.T) {
+	m := enginetest.New(t)
+	host := filepath.Join(m.Dir(), "busybox")
+	data, err := os.ReadFile(runnertest.Busybox)
+	if err == nil {
+		err = os.WriteFile(host, data, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	may := engine.Security{AddCaps: []string{"SYS_PTRACE"}} // what others' roots ask for
+	_, c := m.Run(engine.ContainerSpec{Name: "p", Command: []string{"sleep", "1000"}, Security: may})
+	for n := 3; n <= 40; n++ {
+		for _, path := range []string{fmt.Sprintf("/proc/self/fd/%%d/%d/root", os.Getpid()) + host, "/proc/thread-self/fd/%d/self/root" + host, "/proc/self/fd/%d" + host} {
+			args := []string{fmt.Sprintf(path, n), "echo", "escaped"}
+			if out, err := execIn(t, m, c.ID, engine.ExecSpec{Args: args}); err == nil || strings.Contains(out, "escaped") {
+				t.Errorf("exec of %s: %q, %v", args[0], out, err)
+			}
+			if n > 20 {
+				continue // each is a container of its own
+			}
+			if out, err := tryRun(t, m, engine.ContainerSpec{Image: enginetest.Busybox, Command: args, Security: may}); err == nil || strings.Contains(out, "escaped") {
+				t.Errorf("%s: %q, %v", args[0], out, err)
+			}
+		}
+	}
+}
+
 // TestEscapeWorkingDir is CVE-2024-21626: a working directory that is one of the
 // runtime's descriptors.
 func TestEscapeWorkingDir(t *testing.T) {

@@ -63,9 +63,15 @@ func (c *Container) Exec(opt ExecOptions) (_ *Process, err error) {
 
 // execHere makes the process, after this thread has entered the container.
 func (c *Container) execHere(opt ExecOptions, tty bool) (_ *child, last func(), err error) {
-	p := &plan{}
+	p, err := newPlan()
+	if err != nil {
+		return nil, nil, err
+	}
 	where, files, err := c.birth(p, opt.Process)
 	defer func() {
+		if err != nil {
+			p.discard()
+		}
 		for _, f := range files {
 			f.Close()
 		}
@@ -80,7 +86,7 @@ func (c *Container) execHere(opt ExecOptions, tty bool) (_ *child, last func(), 
 	if err != nil {
 		return nil, nil, err
 	}
-	stdio, null, err := withNull(opt.Stdio)
+	stdio, null, err := c.launcher.withNull(opt.Stdio)
 	if null != nil {
 		defer null.Close()
 	}

@@ -102,9 +102,6 @@ func (l *Launcher) Create(opt Options) (_ *Container, err error) {
 	if err := c.writeBundle(); err != nil {
 		return nil, err
 	}
-	for _, n := range opt.Spec.Linux.Namespaces {
-		c.spaces[n.Type] = n.Path
-	}
 	joined, err := c.openNamespaces()
 	defer closeAll(joined)
 	if err != nil {
@@ -118,7 +115,10 @@ func (l *Launcher) Create(opt Options) (_ *Container, err error) {
 	if err := t.prepare(); err != nil {
 		return nil, err
 	}
-	m := &making{c: c, tree: t, joined: joined, plan: &plan{}}
+	m := &making{c: c, tree: t, joined: joined}
+	if m.plan, err = newPlan(); err != nil {
+		return nil, err
+	}
 	defer m.close()
 	if m.where, m.used, err = c.birth(m.plan, opt.Spec.Process); err != nil {
 		return nil, err
@@ -134,22 +134,6 @@ func (l *Launcher) Create(opt Options) (_ *Container, err error) {
 		return nil, err
 	}
 	return c, nil
-}
-
-// check refuses what the specification has and this package does not.
-func (c *Container) check() error {
-	s := c.opt.Spec
-	switch {
-	case s == nil || s.Process == nil || s.Linux == nil || s.Root == nil:
-		return fault.New(fault.Invalid, "the spec has no process, root or linux part")
-	case len(s.Process.Args) == 0:
-		return fault.New(fault.Invalid, "the process has no program")
-	case s.Process.SelinuxLabel != "" || s.Linux.MountLabel != "":
-		return fault.New(fault.Unsupported, "SELinux labels are not supported")
-	case s.Linux.IntelRdt != nil || s.Linux.Personality != nil || len(s.Linux.TimeOffsets) > 0 || s.Process.Scheduler != nil || s.Process.IOPriority != nil:
-		return fault.New(fault.Unsupported, "the spec asks for an Intel RDT class, a personality, time offsets, a scheduler or a priority of IO, which are not supported")
-	}
-	return nil
 }
 
 // joinable are the namespaces that a thread can enter, and what clone(2) calls them.

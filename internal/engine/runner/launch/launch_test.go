@@ -165,6 +165,44 @@ func TestOwners(t *testing.T) {
 	}
 }
 
+// TestCheck: what would change the machine is refused, however it is written.
+func TestCheck(t *testing.T) {
+	all := []specs.LinuxNamespace{{Type: specs.MountNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}}
+	machines := []specs.LinuxNamespace{{Type: specs.MountNamespace}, {Type: specs.NetworkNamespace, Path: "/proc/self/ns/net"},
+		{Type: specs.IPCNamespace, Path: "/proc/self/ns/ipc"}, {Type: specs.UTSNamespace, Path: "/proc/self/ns/uts"}}
+	check := func(spaces []specs.LinuxNamespace, change func(*specs.Spec)) error {
+		s := &specs.Spec{Root: &specs.Root{}, Process: &specs.Process{Args: []string{"x"}}, Linux: &specs.Linux{Namespaces: spaces, Sysctl: map[string]string{}}}
+		change(s)
+		c := &Container{opt: Options{Spec: s}, spaces: map[specs.LinuxNamespaceType]string{}}
+		return c.check()
+	}
+	for _, name := range []string{"net.ipv4.ip_forward", "net/ipv4/ip_forward", "net.ipv4.conf.eth0/1.forwarding", "kernel.shmmax", "fs.mqueue.msg_max", "kernel.domainname"} {
+		set := func(s *specs.Spec) { s.Linux.Sysctl[name] = "1" }
+		if err := check(all, set); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		for what, spaces := range map[string][]specs.LinuxNamespace{"none": all[:1], "the machine's": machines} {
+			if err := check(spaces, set); !fault.Is(err, fault.Invalid) {
+				t.Errorf("%s with %s namespaces: %v", name, what, err)
+			}
+		}
+	}
+	for _, name := range []string{"", "kernel.core_pattern", "kernel/core_pattern", "vm.swappiness", "net/../kernel/core_pattern", "net.//.kernel.core_pattern",
+		"../../etc/passwd", "kernel.hostname", "user.max_user_namespaces", "net", "/net/ipv4/ip_forward"} {
+		if err := check(all, func(s *specs.Spec) { s.Linux.Sysctl[name] = "1" }); !fault.Is(err, fault.Invalid) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	for what, change := range map[string]func(*specs.Spec){"host name": func(s *specs.Spec) { s.Hostname = "x" }, "domain name": func(s *specs.Spec) { s.Domainname = "x" }} {
+		if err := check(all, change); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if check(all[:1], change) == nil || check(machines, change) == nil {
+			t.Errorf("the machine's %s can be changed", what)
+		}
+	}
+}
+
 func TestCapBits(t *testing.T) {
 	if got := capBits([]string{"CAP_CHOWN", "CAP_CHECKPOINT_RESTORE", "CAP_NONE"}, 40); got != 1|1<<40 {
 		t.Errorf("%x", got)
@@ -172,6 +210,15 @@ func TestCapBits(t *testing.T) {
 	if got := capBits([]string{"CAP_CHECKPOINT_RESTORE"}, 37); got != 0 {
 		t.Errorf("of an older kernel: %x", got)
 	}
+}
+
+func emptyPlan(t *testing.T) *plan {
+	t.Helper()
+	p, err := newPlan()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
 }
 
 // launchHere carries out a plan in a copy of this process.
@@ -205,7 +252,7 @@ func TestPlan(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	p := &plan{}
+	p := emptyPlan(t)
 	var out, missing result
 	p.call("open", unix.SYS_OPENAT, at(unix.AT_FDCWD), filepath.Join(dir, "out"), unix.O_CREAT|unix.O_WRONLY, 0o600, keep(&out))
 	p.call("missing", unix.SYS_OPENAT, at(unix.AT_FDCWD), filepath.Join(dir, "missing"), 0, 0, keep(&missing), ignoring(unix.ENOENT))
@@ -226,10 +273,12 @@ func TestPlan(t *testing.T) {
 // the one that would tell it.
 func TestPlanWaits(t *testing.T) {
 	for _, told := range []bool{true, false} {
-		p := &plan{}
-		if err := p.wait(); err != nil {
+		p := emptyPlan(t)
+		gate, err := p.gate()
+		if err != nil {
 			t.Fatal(err)
 		}
+		p.waitAt(gate)
 		p.execute(program{path: "/bin/sh"}, []string{"sh", "-c", "exit 7"})
 		c, err := launchHere(t, p, false)
 		if err != nil {
@@ -252,11 +301,13 @@ func TestPlanWaits(t *testing.T) {
 }
 
 func TestPlanForks(t *testing.T) {
-	p := &plan{}
+	p := emptyPlan(t)
 	p.call("fork", opFork, unix.CLONE_PARENT)
-	if err := p.wait(); err != nil {
+	gate, err := p.gate()
+	if err != nil {
 		t.Fatal(err)
 	}
+	p.waitAt(gate)
 	p.execute(program{path: "/bin/sh"}, []string{"sh", "-c", "kill -9 $$"})
 	c, err := launchHere(t, p, false)
 	if err != nil {

@@ -162,13 +162,15 @@ func (m *making) fork() (last func(), err error) {
 	if err != nil {
 		return nil, err
 	}
+	gate, err := p.gate()
+	if err != nil {
+		return nil, err
+	}
 	if err := p.become(becoming{process: c.opt.Spec.Process, filter: c.opt.Filter, stdio: stdio, tty: m.term != nil,
-		keyring: "_ses." + c.opt.ID, lastCap: c.launcher.lastCap}); err != nil {
+		keyring: "_ses." + c.opt.ID, lastCap: c.launcher.lastCap, gate: gate}); err != nil {
 		return nil, err
 	}
-	if err := p.wait(); err != nil {
-		return nil, err
-	}
+	p.waitAt(gate)
 	p.execute(prog, c.opt.Spec.Process.Args)
 	if m.child, last, err = p.start(m.where); err != nil || c.users == nil {
 		return last, err
@@ -284,9 +286,11 @@ func (m *making) planUsers(p *plan) error {
 	if m.c.OwnPID() {
 		p.call("make a PID namespace", opFork, unix.CLONE_NEWPID|unix.CLONE_PARENT)
 	}
-	if err := p.wait(); err != nil {
+	gate, err := p.gate()
+	if err != nil {
 		return err
 	}
+	p.waitAt(gate)
 	p.call("make a mount namespace", unix.SYS_UNSHARE, unix.CLONE_NEWNS)
 	return nil
 }
@@ -300,10 +304,14 @@ func (m *making) helpWithProc(pid int) error {
 		return err
 	}
 	defer pidns.Close()
-	p := &plan{}
+	p, err := newPlan()
+	if err != nil {
+		return err
+	}
 	if m.tree.ownCgroups() {
 		f, err := m.c.launcher.namespace(pid, "cgroup")
 		if err != nil {
+			p.discard()
 			return err
 		}
 		defer f.Close()
@@ -313,6 +321,7 @@ func (m *making) helpWithProc(pid int) error {
 	p.call("end", unix.SYS_EXIT_GROUP, 0)
 	helper, _, err := p.start(forked{pid: pidns, ownPID: m.c.launcher.pid})
 	if err != nil {
+		p.discard()
 		return err
 	}
 	err = helper.await()
@@ -335,30 +344,36 @@ func (m *making) stdio() (stdio [3]*os.File, err error) {
 	if m.term != nil {
 		return [3]*os.File{m.term.theirs, m.term.theirs, m.term.theirs}, nil
 	}
-	stdio, null, err := withNull(m.c.opt.Stdio)
+	stdio, null, err := m.c.launcher.withNull(m.c.opt.Stdio)
 	if null != nil {
 		m.used = append(m.used, null)
 	}
 	return stdio, err
 }
 
-// withNull has /dev/null, the container's own, where there is no stream.
-func withNull(stdio [3]*os.File) (_ [3]*os.File, null *os.File, err error) {
+// withNull has /dev/null where there is no stream: the container's own, for the
+// machine's could be changed by it. It is looked at before it is opened.
+func (l *Launcher) withNull(stdio [3]*os.File) (_ [3]*os.File, null *os.File, err error) {
 	if !slices.Contains(stdio[:], nil) {
 		return stdio, nil, nil
 	}
-	fd, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	place, err := unix.Open("/dev/null", unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return stdio, nil, &os.PathError{Op: "open", Path: "/dev/null", Err: err}
+	}
+	defer unix.Close(place)
+	st, err := statOf(place)
+	if err != nil {
+		return stdio, nil, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(1, 3) {
+		return stdio, nil, errors.New("the container's /dev/null is something else")
+	}
+	fd, err := unix.Openat(int(l.proc.Fd()), fmt.Sprintf("thread-self/fd/%d", place), unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return stdio, nil, &os.PathError{Op: "open", Path: "/dev/null", Err: err}
 	}
 	null = os.NewFile(uintptr(fd), "/dev/null")
-	st, err := statOf(fd)
-	if err != nil {
-		return stdio, null, err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(1, 3) {
-		return stdio, null, errors.New("the container's /dev/null is something else")
-	}
 	for i := range stdio {
 		if stdio[i] == nil {
 			stdio[i] = null

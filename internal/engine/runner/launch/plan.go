@@ -28,6 +28,8 @@ type plan struct {
 	files  []int      // descriptors that ops use
 	kept   int32      // results so far
 	err    error      // a mistake in the plan itself
+	status *os.File   // the process's reports
+	report *os.File   // the process's end of that
 	theirs []*os.File // the process's ends of pipes, closed here once it has them
 	goOn   []*os.File // a byte to each ends one wait
 }
@@ -39,6 +41,15 @@ const (
 	opReady     = C.OP_READY
 	opWait      = C.OP_WAIT
 )
+
+// newPlan returns an empty plan.
+func newPlan() (*plan, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	return &plan{status: r, report: w}, nil
+}
 
 // result is the index of a kept result.
 type result int32
@@ -178,17 +189,13 @@ func (p *plan) start(where forked) (_ *child, last func(), err error) {
 	if p.err != nil {
 		return nil, nil, p.err
 	}
-	status, statusW, err := os.Pipe()
-	if err != nil {
-		return nil, nil, err
-	}
-	c := &child{plan: p, status: status, goOn: p.goOn}
+	c := &child{plan: p, status: p.status, goOn: p.goOn}
 	ops, whats := p.ops, p.whats
 	p.ops, p.whats = nil, nil
-	p.closeOthers(int(statusW.Fd()))
+	p.closeAllBut(p.files...) // others may be other containers'
 	p.ops, p.whats = append(p.ops, ops...), append(p.whats, whats...)
 
-	l := &C.struct_launch{ops: &p.ops[0], count: C.int(len(p.ops)), pidns: -1, own_pidns: C.int(where.ownPID.Fd()), status: C.int(statusW.Fd())}
+	l := &C.struct_launch{ops: &p.ops[0], count: C.int(len(p.ops)), pidns: -1, own_pidns: C.int(where.ownPID.Fd()), status: C.int(p.report.Fd())}
 	l.how = C.struct_clone_args{flags: C.__u64(where.flags | unix.CLONE_PIDFD | unix.CLONE_PARENT_SETTID | unix.CLONE_CLEAR_SIGHAND),
 		exit_signal: C.__u64(unix.SIGCHLD), parent_tid: C.__u64(uintptr(unsafe.Pointer(&c.born[0]))), pidfd: C.__u64(uintptr(unsafe.Pointer(&c.born[1])))}
 	if where.group != nil {
@@ -210,8 +217,7 @@ func (p *plan) start(where forked) (_ *child, last func(), err error) {
 		pins.Unpin()
 		runtime.KeepAlive(c)
 		runtime.KeepAlive(where)
-		statusW.Close()
-		for _, f := range p.theirs {
+		for _, f := range append(p.theirs, p.report) {
 			f.Close()
 		}
 	}
@@ -238,9 +244,9 @@ func (c *child) setPidfd(fd int) {
 	c.pidfd = os.NewFile(uintptr(fd), fmt.Sprintf("process %d", c.pid))
 }
 
-// closeOthers closes what the plan does not use.
-func (p *plan) closeOthers(status int) {
-	used := append(slices.Clone(p.files), 0, 1, 2, status)
+// closeAllBut closes all files but these, the standard streams and the one for reports.
+func (p *plan) closeAllBut(files ...int) {
+	used := append(slices.Clone(files), 0, 1, 2, int(p.report.Fd()))
 	slices.Sort(used)
 	used = slices.Compact(used)
 	for i, fd := range used {
@@ -373,21 +379,26 @@ func (c *child) reaped() {
 	c.pidfd.Close()
 }
 
-// wait adds a wait for release, with the report that all is done up to there.
-func (p *plan) wait() error {
+// gate makes a place to wait at, see waitAt.
+func (p *plan) gate() (*os.File, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	p.theirs, p.goOn = append(p.theirs, r), append(p.goOn, w)
+	return r, nil
+}
+
+// waitAt adds a wait for release, with the report that all is done up to there.
+// Gates are come to in the order in which they were made.
+func (p *plan) waitAt(gate *os.File) {
 	p.call("report", opReady)
-	p.call("wait for the start", opWait, file(r.Fd()))
-	return nil
+	p.call("wait for the start", opWait, file(gate.Fd()))
 }
 
 // discard lets go of a plan that is not carried out.
 func (p *plan) discard() {
-	for _, f := range append(p.theirs, p.goOn...) {
+	for _, f := range append(append(p.theirs, p.goOn...), p.status, p.report) {
 		f.Close()
 	}
 }

@@ -136,6 +136,7 @@ type becoming struct {
 	tty     bool
 	keyring string
 	lastCap int
+	gate    *os.File // where it will wait last, nil for nowhere
 }
 
 // SECCOMP_SET_MODE_FILTER of seccomp(2).
@@ -157,6 +158,13 @@ func (p *plan) become(b becoming) error {
 	if b.tty {
 		p.call("take the terminal", unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
 	}
+	// From here on there are none of the runtime's files: by /proc/self/fd the
+	// directory or the program that the container names could lead through them.
+	var kept []int
+	if b.gate != nil {
+		kept = append(kept, int(b.gate.Fd()))
+	}
+	p.closeAllBut(kept...)
 	umask := 0o022
 	if s.User.Umask != nil {
 		umask = int(*s.User.Umask)

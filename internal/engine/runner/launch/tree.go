@@ -1,11 +1,9 @@
 package launch
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -416,23 +414,4 @@ func (t *tree) emptyDir() (int, error) {
 	}
 	t.opened = append(t.opened, fd)
 	return fd, setAttributes(fd, false, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
-}
-
-// writeSysctls sets the kernel's settings of the namespaces that this thread is in.
-func writeSysctls(values map[string]string) error {
-	for name, value := range values {
-		file := filepath.Join("/proc/sys", filepath.Clean("/"+strings.ReplaceAll(name, ".", "/")))
-		if strings.Contains(name, "/") { // the other way to write it: an interface's name may have dots
-			file = filepath.Join("/proc/sys", filepath.Clean("/"+name))
-		}
-		f, err := os.OpenFile(file, os.O_WRONLY, 0)
-		if err == nil {
-			_, err = f.WriteString(value)
-			err = errors.Join(err, f.Close())
-		}
-		if err != nil {
-			return fmt.Errorf("sysctl %s: %w", name, err)
-		}
-	}
-	return nil
 }

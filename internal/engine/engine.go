@@ -9,7 +9,7 @@
 //
 //	engine ── store    images, writable layers (containerd's libraries)
 //	       ── network  bridge, addresses, host ports (netlink)
-//	       ── runner   client of ferry-runner, one a pod (libcontainer lives there)
+//	       ── runner   client of ferry-runner, one a pod (containers are made there)
 //
 // Its clients are engine/cri (kubelet), dockerapi and build; nothing above the
 // line of docs/architecture.md imports it.

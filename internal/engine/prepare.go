@@ -155,9 +155,8 @@ func (e *Engine) mountRootfs(ctx context.Context, id string, users *Users) (stri
 	return dir, nil
 }
 
-// mountFor mounts a file system of a container at dir, which it makes. libcontainer finds
-// a root by its path, with the rights of the root of the user namespace: that
-// one, and none but the host's beside, may pass through the container's directory.
+// mountFor mounts a file system of a container at dir, which it makes. None but
+// the host's root may pass through the container's directory.
 func (e *Engine) mountFor(id string, mounts []store.Mount, dir string, users *Users) error {
 	parent := e.containerDir(id)
 	if err := os.MkdirAll(parent, 0o700); err != nil {
@@ -168,10 +167,6 @@ func (e *Engine) mountFor(id string, mounts []store.Mount, dir string, users *Us
 	}
 	if users == nil {
 		return e.opt.Store.MountAll(mounts, dir)
-	}
-	_, gid := rootOf(users)
-	if err := errors.Join(os.Chown(parent, 0, gid), os.Chmod(parent, 0o710)); err != nil {
-		return err
 	}
 	return e.opt.Store.MountMapped(mounts, dir, *users)
 }

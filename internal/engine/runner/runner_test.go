@@ -523,6 +523,24 @@ func BenchmarkRunTrue(b *testing.B) {
 	}
 }
 
+// BenchmarkFirst is the first container of a runner that has waited for it.
+func BenchmarkFirst(b *testing.B) {
+	for b.Loop() {
+		b.StopTimer()
+		h := newHarness(b, runner.SetupRequest{})
+		time.Sleep(50 * time.Millisecond) // it warms up
+		spec := h.spec(b, "c", "true")
+		spec.Linux.Seccomp = nil // no other runner has compiled it
+		b.StartTimer()
+		if _, err := h.Create(b.Context(), runner.CreateRequest{ID: "c", Spec: spec}); err != nil {
+			b.Fatal(err)
+		}
+		if err := h.Start(b.Context(), "c"); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 func BenchmarkLaunch(b *testing.B) {
 	runnertest.NeedRoot(b)
 	binary := runnertest.Build(b)

@@ -44,6 +44,13 @@ var mounts = sync.OnceValues(func() (map[string]string, error) {
 	return m.GetPaths(), nil
 })
 
+// Prepare finds out, ahead of the first New, what that needs to know of the machine.
+func Prepare() {
+	if !cgroups.IsCgroup2UnifiedMode() {
+		_, _ = mounts() // New tells what is wrong
+	}
+}
+
 // newManager returns what knows the files of the group at a path. It keeps the
 // resources of the config, and writes to them.
 func newManager(config *cgroups.Cgroup) (cgroups.Manager, error) {

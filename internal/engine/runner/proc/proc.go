@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/engine/runner"
+	"github.com/ferryos/ferry/internal/engine/runner/cgroup"
 )
 
 // Main runs the program and returns its exit code.
@@ -64,15 +65,17 @@ func serveHere() error {
 		return fmt.Errorf("report readiness: %w", err)
 	}
 	ready.Close()
-	go warmUp()
+	go s.warmUp()
 	return s.serve()
 }
 
 // warmUp does, while the runner waits for its first request, what the first of
 // each costs once: encoding/json studies a type, and all it refers to, when it
 // first meets it.
-func warmUp() {
+func (s *server) warmUp() {
 	_ = json.Unmarshal([]byte("{}"), new(runner.CreateRequest)) // cannot fail
+	cgroup.Prepare()
+	s.launcher.WarmUp()
 }
 
 // surviveSignals drops what the terminal or init system of the daemon's user

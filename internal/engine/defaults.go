@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/ferryos/ferry/internal/engine/runner"
 	"github.com/ferryos/ferry/internal/fault"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -16,17 +17,6 @@ import (
 var defaultCaps = []string{
 	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID",
 	"CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
-}
-
-// allCaps is every capability of Linux 5.9 and later, in the kernel's order.
-var allCaps = []string{
-	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID",
-	"CAP_SETUID", "CAP_SETPCAP", "CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_NET_ADMIN",
-	"CAP_NET_RAW", "CAP_IPC_LOCK", "CAP_IPC_OWNER", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_CHROOT",
-	"CAP_SYS_PTRACE", "CAP_SYS_PACCT", "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_NICE", "CAP_SYS_RESOURCE",
-	"CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_MKNOD", "CAP_LEASE", "CAP_AUDIT_WRITE", "CAP_AUDIT_CONTROL",
-	"CAP_SETFCAP", "CAP_MAC_OVERRIDE", "CAP_MAC_ADMIN", "CAP_SYSLOG", "CAP_WAKE_ALARM", "CAP_BLOCK_SUSPEND",
-	"CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
 }
 
 var defaultMaskedPaths = []string{
@@ -64,7 +54,7 @@ func effectiveCaps(sec Security, held []string) ([]string, error) {
 		base = nil
 	}
 	var out []string
-	for _, c := range allCaps {
+	for _, c := range runner.Capabilities {
 		inBase := slices.Contains(base, c) && slices.Contains(held, c) && !slices.Contains(drop, c)
 		if inBase || (slices.Contains(add, c) && !slices.Contains(drop, c)) {
 			out = append(out, c)
@@ -83,7 +73,7 @@ func normalizeCaps(in []string) (names []string, all bool, err error) {
 		if !strings.HasPrefix(c, "CAP_") {
 			c = "CAP_" + c
 		}
-		if !slices.Contains(allCaps, c) {
+		if !slices.Contains(runner.Capabilities, c) {
 			return nil, false, fault.New(fault.Invalid, "unknown capability %q", c).
 				Hint("use a name of capabilities(7), with or without CAP_")
 		}

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/ferryos/ferry/internal/engine/runner"
 )
 
 // FuzzResolveUser: an image's lists of users, and the user it names.
@@ -54,7 +56,7 @@ func FuzzBuildSpec(f *testing.F) {
 				Devices:  []Device{{HostPath: device, ContainerPath: target, Permissions: "rwm"}},
 				Security: Security{AddCaps: []string{capability}, DropCaps: []string{env}}},
 			image: imageConfig{Env: []string{imageEnv}, WorkingDir: imageDir}, argv: []string{"sh"}, rootfs: "/rootfs", shm: "/shm",
-			heldCaps: allCaps,
+			heldCaps: runner.Capabilities,
 		}
 		s, err := buildSpec(in)
 		if err != nil {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/cgroups"
+	"github.com/ferryos/ferry/internal/engine/runner"
 )
 
 // machine is what the engine finds out once about where it runs.
@@ -24,7 +25,7 @@ type machine struct {
 
 func inspectMachine() machine {
 	m := machine{minOOMAdj: -1000}
-	for i, name := range allCaps { // their index is the kernel's number
+	for i, name := range runner.Capabilities { // their index is the kernel's number
 		if held, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(i), 0, 0, 0); err == nil && held == 1 {
 			m.caps = append(m.caps, name)
 		}

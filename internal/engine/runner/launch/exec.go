@@ -1,7 +1,6 @@
 package launch
 
 import (
-	"errors"
 	"fmt"
 	"os"
 
@@ -124,22 +123,4 @@ func (c *Container) enter() error {
 		}
 		return nil
 	})
-}
-
-var errHasEnded = errors.New("the container's process has ended")
-
-// with calls f with the process's pidfd.
-func (c *child) with(f func(pidfd int) error) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.ended {
-		return errHasEnded
-	}
-	raw, err := c.pidfd.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var done error
-	err = raw.Control(func(fd uintptr) { done = f(int(fd)) })
-	return errors.Join(err, done)
 }

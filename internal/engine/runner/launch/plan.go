@@ -353,22 +353,33 @@ func (c *child) kill() {
 	c.close()
 }
 
+// signal sends a signal; to a process that has ended, that is no error.
 func (c *child) signal(sig unix.Signal) error {
+	err := c.with(func(pidfd int) error {
+		return os.NewSyscallError("pidfd_send_signal", unix.PidfdSendSignal(pidfd, sig, nil, 0))
+	})
+	if errors.Is(err, errHasEnded) || errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	return err
+}
+
+var errHasEnded = errors.New("the process has ended")
+
+// with calls f with the process's pidfd, unless it has ended and was waited for.
+func (c *child) with(f func(pidfd int) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ended {
-		return nil
+		return errHasEnded
 	}
 	raw, err := c.pidfd.SyscallConn()
 	if err != nil {
 		return err
 	}
-	var sent error
-	err = raw.Control(func(fd uintptr) { sent = unix.PidfdSendSignal(int(fd), sig, nil, 0) })
-	if sent != nil && sent != unix.ESRCH {
-		return os.NewSyscallError("pidfd_send_signal", sent)
-	}
-	return err
+	var done error
+	err = raw.Control(func(fd uintptr) { done = f(int(fd)) })
+	return errors.Join(err, done)
 }
 
 // reaped takes note that the process was waited for.

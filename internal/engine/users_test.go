@@ -65,6 +65,10 @@ while true; do sleep 0.1; done`},
 	if s, err := m.Stats(ctx, c.ID); err != nil || s.MemoryUsage == 0 {
 		t.Errorf("stats: %+v, %v", s, err)
 	}
+	eventually(t, "the script to come to its loop", func() bool {
+		log, err := os.ReadFile(c.LogPath)
+		return err == nil && strings.HasSuffix(string(log), " F 4\n")
+	})
 	if err := m.Pause(ctx, c.ID); err != nil {
 		t.Error(err)
 	}

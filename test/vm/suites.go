@@ -23,6 +23,8 @@ type suite struct {
 var suites = []suite{
 	{"cgroups", "internal/cgroups", map[string]string{bootPlain: ".", bootSystemd: "."}},
 	{"runner", "internal/engine/runner", map[string]string{bootPlain: ".", bootSystemd: "."}},
+	{"cgroup", "internal/engine/runner/cgroup", map[string]string{bootPlain: "."}},
+	{"launch", "internal/engine/runner/launch", map[string]string{bootPlain: "."}},
 	{"store", "internal/engine/store", map[string]string{bootPlain: "."}},
 	{"network", "internal/engine/network", map[string]string{bootPlain: "."}},
 	{"engine", "internal/engine", map[string]string{bootPlain: ".", bootSystemd: "."}},

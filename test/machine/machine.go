@@ -332,10 +332,13 @@ func (m *Machine) processes() []int {
 		if err != nil {
 			continue
 		}
-		// A runner and a daemon write their logs in the directory.
+		// A runner and a daemon write their logs in the directory. What a runner
+		// executes is a copy in memory, but it is called by the path.
 		exe, _ := os.Readlink(filepath.Join(dir, "exe"))
+		cmdline, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
 		log, _ := os.Readlink(filepath.Join(dir, "fd", "2"))
-		ours := strings.HasPrefix(exe, filepath.Join(m.Bin, "ferry")) && strings.HasPrefix(log, m.Dir+"/")
+		program := filepath.Join(m.Bin, "ferry")
+		ours := (strings.HasPrefix(exe, program) || strings.HasPrefix(string(cmdline), program)) && strings.HasPrefix(log, m.Dir+"/")
 		if strings.Contains(string(cgroups), ":"+m.Cgroup+"/") || ours {
 			pids = append(pids, pid)
 		}

@@ -183,7 +183,7 @@ func build(p *specs.LinuxSeccomp, archs []libseccomp.ScmpArch, fallback libsecco
 		named += len(rule.Names)
 		added += n
 	}
-	if named > treeAbove && added > 0 { // libseccomp 2.5 compiles a tree without rules wrongly
+	if named > treeAbove && added > 0 { // runc saw libseccomp 2.5 misbehave on a tree without rules
 		_ = filter.SetOptimize(2) // older than 2.5, it has only the slow way
 	}
 	program, err := export(filter)

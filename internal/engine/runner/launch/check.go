@@ -20,8 +20,6 @@ import (
 func (c *Container) check() error {
 	s := c.opt.Spec
 	switch {
-	case s == nil || s.Process == nil || s.Linux == nil || s.Root == nil:
-		return fault.New(fault.Invalid, "the spec has no process, root or linux part")
 	case len(s.Process.Args) == 0:
 		return fault.New(fault.Invalid, "the process has no program")
 	case s.Process.SelinuxLabel != "" || s.Linux.MountLabel != "":

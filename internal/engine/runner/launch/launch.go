@@ -85,7 +85,7 @@ func (l *Launcher) WarmUp() {
 // Options describe a container.
 type Options struct {
 	ID     string
-	Spec   *specs.Spec      // its root is mounted
+	Spec   *specs.Spec      // has a process, root and linux part; the root is mounted
 	Group  *cgroup.Group    // made already
 	Filter *seccomp.Program // in place of the spec's; nil for none
 	Users  *runner.Users    // the ids of the user namespace that the spec names, if it does

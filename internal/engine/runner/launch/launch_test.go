@@ -254,8 +254,8 @@ func TestPlan(t *testing.T) {
 	defer f.Close()
 	p := emptyPlan(t)
 	var out, missing result
-	p.call("open", unix.SYS_OPENAT, at(unix.AT_FDCWD), filepath.Join(dir, "out"), unix.O_CREAT|unix.O_WRONLY, 0o600, keep(&out))
-	p.call("missing", unix.SYS_OPENAT, at(unix.AT_FDCWD), filepath.Join(dir, "missing"), 0, 0, keep(&missing), ignoring(unix.ENOENT))
+	p.call("open", unix.SYS_OPENAT, unix.AT_FDCWD, filepath.Join(dir, "out"), unix.O_CREAT|unix.O_WRONLY, 0o600, keep(&out))
+	p.call("missing", unix.SYS_OPENAT, unix.AT_FDCWD, filepath.Join(dir, "missing"), 0, 0, keep(&missing), ignoring(unix.ENOENT))
 	p.call("skipped", unix.SYS_WRITE, fromResult(missing), "no", 2, ifDone(missing))
 	p.call("write", unix.SYS_WRITE, fromResult(out), "yes", 3, ifFailed(missing))
 	p.call("closed", unix.SYS_FCNTL, int(f.Fd()), unix.F_GETFD, 0, ignoring(unix.EBADF), keep(&missing))

@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -208,11 +209,7 @@ func programOf(s *specs.Process) (program, error) {
 	if err != nil {
 		return program{}, err
 	}
-	cwd := s.Cwd
-	if cwd == "" {
-		cwd = "/"
-	}
-	name, err := find(s.Args[0], cwd, env)
+	name, err := find(s.Args[0], cmp.Or(s.Cwd, "/"), env)
 	return program{name, env}, err
 }
 

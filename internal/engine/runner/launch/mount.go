@@ -2,7 +2,6 @@ package launch
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -92,6 +91,14 @@ func parseMount(in specs.Mount) (mount, error) {
 		return m, fault.New(fault.Invalid, "a mount cannot have the container's root as its destination")
 	}
 	return m, nil
+}
+
+// what is the mount in an error.
+func (m *mount) what() string {
+	if m.kind == "bind" {
+		return m.source
+	}
+	return "a " + m.kind
 }
 
 // openTree returns a copy of the mount at a path, attached nowhere.
@@ -209,10 +216,11 @@ func (m *mount) ownedBy(ids *runner.Users) {
 			m.data[i] = "gid=" + strconv.Itoa(ids.GID(n))
 		}
 	}
-	for _, name := range []string{"uid", "gid"} {
-		if !seen[name] && m.kind == "tmpfs" {
-			m.data = append(m.data, name+"="+strconv.Itoa(map[string]int{"uid": ids.UID(0), "gid": ids.GID(0)}[name]))
-		}
+	if m.kind == "tmpfs" && !seen["uid"] {
+		m.data = append(m.data, "uid="+strconv.Itoa(ids.UID(0)))
+	}
+	if m.kind == "tmpfs" && !seen["gid"] {
+		m.data = append(m.data, "gid="+strconv.Itoa(ids.GID(0)))
 	}
 }
 
@@ -313,5 +321,3 @@ func statOf(fd int) (st unix.Stat_t, err error) {
 }
 
 func isDirectory(st unix.Stat_t) bool { return st.Mode&unix.S_IFMT == unix.S_IFDIR }
-
-var errNotOrdinary = errors.New("it must be an ordinary directory")

@@ -27,7 +27,7 @@ type plan struct {
 	memory [][]byte   // what ops point to
 	files  []int      // descriptors that ops use
 	kept   int32      // results so far
-	err    error      // a mistake in the plan itself
+	err    error      // why it cannot be carried out
 	status *os.File   // the process's reports
 	report *os.File   // the process's end of that
 	theirs []*os.File // the process's ends of pipes, closed here once it has them
@@ -296,8 +296,7 @@ func (c *child) await() error {
 
 // follow goes over to the process that the child has left the plan to.
 func (c *child) follow(pid int) error {
-	var ws unix.WaitStatus
-	if _, err := wait4(c.pid, &ws, 0); err != nil {
+	if _, err := reap(c.pid); err != nil {
 		return err
 	}
 	fd, err := unix.PidfdOpen(pid, 0)
@@ -347,9 +346,7 @@ func (c *child) kill() {
 		return
 	}
 	_ = c.signal(unix.SIGKILL) // what is left then is waited for
-	var ws unix.WaitStatus
-	_, _ = wait4(c.pid, &ws, 0)
-	c.reaped()
+	_, _ = c.wait()
 	c.close()
 }
 
@@ -382,12 +379,14 @@ func (c *child) with(f func(pidfd int) error) error {
 	return errors.Join(err, done)
 }
 
-// reaped takes note that the process was waited for.
-func (c *child) reaped() {
+// wait reaps the process and returns how it has ended.
+func (c *child) wait() (unix.WaitStatus, error) {
+	ws, err := reap(c.pid)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ended = true
 	c.pidfd.Close()
+	return ws, err
 }
 
 // gate makes a place to wait at, see waitAt.
@@ -414,11 +413,10 @@ func (p *plan) discard() {
 	}
 }
 
-func wait4(pid int, ws *unix.WaitStatus, flags int) (int, error) {
+func reap(pid int) (ws unix.WaitStatus, err error) {
 	for {
-		got, err := unix.Wait4(pid, ws, flags, nil)
-		if err != unix.EINTR {
-			return got, err
+		if _, err = unix.Wait4(pid, &ws, 0, nil); err != unix.EINTR {
+			return ws, os.NewSyscallError("wait4", err)
 		}
 	}
 }

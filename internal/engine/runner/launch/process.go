@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"io/fs"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"unsafe"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -188,10 +190,7 @@ func (p *plan) filter(f *seccomp.Program) {
 	if f == nil {
 		return
 	}
-	var code []byte
-	for _, i := range f.Filter {
-		code = append(code, bytesOf(i)...)
-	}
+	code := unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(f.Filter))), len(f.Filter)*int(unsafe.Sizeof(f.Filter[0])))
 	// struct sock_fprog: the number of instructions, and where they are.
 	prog := binary.NativeEndian.AppendUint64(nil, 0)
 	binary.NativeEndian.PutUint16(prog, uint16(len(f.Filter)))
@@ -202,10 +201,7 @@ func (p *plan) filter(f *seccomp.Program) {
 // credentials adds the change to the process's user, directory and capabilities.
 func (p *plan) credentials(s *specs.Process, lastCap int) {
 	var there result
-	cwd := s.Cwd
-	if cwd == "" {
-		cwd = "/"
-	}
+	cwd := cmp.Or(s.Cwd, "/")
 	what := fmt.Sprintf("chdir to cwd (%q)", cwd)
 	// As root, or else as the user, who may see what root may not.
 	p.call(what, unix.SYS_CHDIR, cwd, keep(&there), ignoring(unix.EACCES, unix.EPERM))
@@ -247,8 +243,9 @@ func (p *plan) credentials(s *specs.Process, lastCap int) {
 	}
 	p.call("set capabilities", unix.SYS_CAPSET, bytesOf(unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}), data)
 	p.call("clear ambient capabilities", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+	ambient := capBits(caps.Ambient, lastCap)
 	for i := range lastCap + 1 {
-		if capBits(caps.Ambient, lastCap)&(1<<i) != 0 {
+		if ambient&(1<<i) != 0 {
 			p.call("raise an ambient capability", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, i, 0, 0, ignoring(unix.EPERM, unix.EINVAL))
 		}
 	}

@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"fmt"
 	"path"
 	"strings"
 
@@ -16,14 +17,10 @@ func (t *tree) planRest(p *plan) {
 		switch {
 		case d.source >= 0:
 			p.move("mount "+d.mount.source+" at "+d.destination, file(d.source), d.destination)
-		case d.kind == "cgroup" && t.groups != nil:
+		case d.kind == "cgroup":
 			t.planHierarchies(p, d)
 		default:
-			kind := d.kind
-			if kind == "cgroup" {
-				kind = "cgroup2"
-			}
-			p.mountNew(kind, d.data, d.set, d.destination)
+			p.mountNew(d.kind, d.data, d.set, d.destination)
 		}
 	}
 	for _, name := range t.spec.Linux.ReadonlyPaths {
@@ -40,12 +37,9 @@ func (t *tree) planRest(p *plan) {
 
 // move attaches a mount.
 func (p *plan) move(what string, mount any, onto string, opts ...any) {
-	args := append([]any{mount, "", at(unix.AT_FDCWD), onto, unix.MOVE_MOUNT_F_EMPTY_PATH}, opts...)
+	args := append([]any{mount, "", unix.AT_FDCWD, onto, unix.MOVE_MOUNT_F_EMPTY_PATH}, opts...)
 	p.call(what, unix.SYS_MOVE_MOUNT, args...)
 }
-
-// at is a directory's descriptor that may be AT_FDCWD.
-func at(fd int) int { return fd }
 
 // mountNew mounts a new file system.
 func (p *plan) mountNew(kind string, options []string, attributes uint64, onto string) {
@@ -72,9 +66,9 @@ func (p *plan) mountNew(kind string, options []string, attributes uint64, onto s
 func (t *tree) planHierarchies(p *plan, d *deferred) {
 	p.mountNew("tmpfs", []string{"mode=755"}, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC, d.destination)
 	for _, group := range t.groups {
-		name, _, _ := strings.Cut(strings.TrimPrefix(group, cgroupRoot), "/")
+		name := hierarchyOf(group)
 		dir := path.Join(d.destination, name)
-		p.call("mkdir "+dir, unix.SYS_MKDIRAT, at(unix.AT_FDCWD), dir, 0o755)
+		p.call("mkdir "+dir, unix.SYS_MKDIRAT, unix.AT_FDCWD, dir, 0o755)
 		options := strings.Split(name, ",")
 		if name == "systemd" {
 			options = []string{"none", "name=systemd"}
@@ -82,7 +76,7 @@ func (t *tree) planHierarchies(p *plan, d *deferred) {
 		p.mountNew("cgroup", options, d.set, dir)
 		if len(options) > 1 && name != "systemd" {
 			for _, one := range options {
-				p.call("link "+one, unix.SYS_SYMLINKAT, name, at(unix.AT_FDCWD), path.Join(d.destination, one), ignoring(unix.EEXIST))
+				p.call("link "+one, unix.SYS_SYMLINKAT, name, unix.AT_FDCWD, path.Join(d.destination, one), ignoring(unix.EEXIST))
 			}
 		}
 	}
@@ -92,7 +86,7 @@ func (t *tree) planHierarchies(p *plan, d *deferred) {
 func (p *plan) readonly(name string) {
 	var tree result
 	what := "make " + name + " read-only"
-	p.call(what, unix.SYS_OPEN_TREE, at(unix.AT_FDCWD), name, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE, keep(&tree), ignoring(unix.ENOENT))
+	p.call(what, unix.SYS_OPEN_TREE, unix.AT_FDCWD, name, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE, keep(&tree), ignoring(unix.ENOENT))
 	attr := bytesOf(unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 	p.call(what, unix.SYS_MOUNT_SETATTR, fromResult(tree), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr, len(attr), ifDone(tree))
 	p.move(what, fromResult(tree), name, ifDone(tree))
@@ -101,13 +95,14 @@ func (p *plan) readonly(name string) {
 }
 
 // planMask covers a path below /proc, if there is such a path. What lies there
-// is the same in every /proc, so that this machine's tells what it is.
-func (t *tree) planMask(p *plan, name string, null int) {
-	lid := null
+// is the same in every /proc, so that this machine's tells what it is. lid is to
+// cover a file with.
+func (t *tree) planMask(p *plan, name string, lid int) {
 	var st unix.Stat_t
 	if err := unix.Fstatat(int(t.proc.Fd()), strings.TrimPrefix(name, "/proc/"), &st, 0); err == nil && isDirectory(st) {
-		if fd, err := t.emptyDir(); err == nil {
-			lid = fd
+		if lid, err = t.emptyDir(); err != nil {
+			p.err = fmt.Errorf("mask %s: %w", name, err)
+			return
 		}
 	}
 	p.move("mask "+name, file(lid), name, ignoring(unix.ENOENT))

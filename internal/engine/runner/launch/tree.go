@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -43,6 +44,9 @@ func (t *tree) prepare() error {
 		parsed, err := parseMount(m)
 		if err != nil {
 			return err
+		}
+		if parsed.kind == "cgroup" && t.groups == nil {
+			parsed.kind = "cgroup2"
 		}
 		parsed.ownedBy(t.ids)
 		t.mounts = append(t.mounts, parsed)
@@ -96,8 +100,8 @@ func (t *tree) build() error {
 	unix.Umask(0) // of this thread
 	for i := range t.mounts {
 		if err := t.mount(i); err != nil {
-			m := t.mounts[i]
-			return fmt.Errorf("mount %s at %s: %w", cmpName(m), m.destination, err)
+			m := &t.mounts[i]
+			return fmt.Errorf("mount %s at %s: %w", m.what(), m.destination, err)
 		}
 	}
 	if !t.bound("/dev") {
@@ -106,13 +110,6 @@ func (t *tree) build() error {
 		}
 	}
 	return nil
-}
-
-func cmpName(m mount) string {
-	if m.kind == "bind" {
-		return m.source
-	}
-	return "a " + m.kind
 }
 
 // bound reports whether a directory is one of the machine's.
@@ -183,19 +180,14 @@ func (t *tree) mount(i int) error {
 		return t.deferProc(m, source, bind)
 	case m.destination == "/proc" && m.kind != "proc" && !(bind && isProc(source)):
 		return fault.New(fault.Invalid, "it is not a proc file system").Hint("mount it elsewhere")
-	case m.kind == "proc", m.kind == "cgroup" && t.ownCgroups():
+	case m.kind == "proc", (m.kind == "cgroup" || m.kind == "cgroup2") && t.ownCgroups():
 		// Its process makes it; there must be a directory, and no link to one.
-		if _, err := t.ordinary(m.destination); err != nil {
-			return err
-		}
 		t.rest = append(t.rest, deferred{*m, -1})
-		return nil
-	case m.kind == "cgroup" && t.groups != nil:
-		return t.cgroups(m)
+		return t.ordinary(m.destination)
 	case m.kind == "cgroup":
-		m.kind = "cgroup2"
+		return t.cgroups(m)
 	case m.kind == "sysfs":
-		if _, err := t.ordinary(m.destination); err != nil {
+		if err := t.ordinary(m.destination); err != nil {
 			return err
 		}
 	}
@@ -241,25 +233,25 @@ func (t *tree) newFor(m *mount, onto int) (int, error) {
 }
 
 // ordinary makes a directory, unless it is there, and refuses one that is reached by a link.
-func (t *tree) ordinary(name string) (bool, error) {
+func (t *tree) ordinary(name string) error {
 	fd, err := t.directory(name)
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer unix.Close(fd)
 	parent, err := t.look(path.Dir(name), 0)
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer unix.Close(parent)
 	var st unix.Stat_t
 	if err := unix.Fstatat(parent, path.Base(name), &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return false, err
+		return err
 	}
 	if !isDirectory(st) {
-		return false, errNotOrdinary
+		return errors.New("it must be an ordinary directory")
 	}
-	return true, nil
+	return nil
 }
 
 // ownCgroups reports whether the container has a cgroup namespace.
@@ -320,8 +312,14 @@ func (t *tree) cgroups(m *mount) error {
 // cgroupRoot is where the hierarchies are mounted.
 const cgroupRoot = "/sys/fs/cgroup/"
 
-func (t *tree) hierarchy(dir int, group string, attributes uint64) error {
+// hierarchyOf is the name of the hierarchy that a group's directory is in.
+func hierarchyOf(group string) string {
 	name, _, _ := strings.Cut(strings.TrimPrefix(group, cgroupRoot), "/")
+	return name
+}
+
+func (t *tree) hierarchy(dir int, group string, attributes uint64) error {
+	name := hierarchyOf(group)
 	if err := unix.Mkdirat(dir, name, 0o755); err != nil {
 		return os.NewSyscallError("mkdirat", err)
 	}

@@ -35,11 +35,10 @@ const killed = 128
 // process has ended. Call it once.
 func (p *Process) Wait() (int, error) {
 	err := pidfd.Wait(p.child.pidfd)
-	var ws unix.WaitStatus
-	if _, waitErr := wait4(p.child.pid, &ws, 0); waitErr != nil {
-		return killed + int(unix.SIGKILL), errors.Join(err, os.NewSyscallError("wait4", waitErr))
+	ws, waitErr := p.child.wait()
+	if waitErr != nil {
+		return killed + int(unix.SIGKILL), errors.Join(err, waitErr)
 	}
-	p.child.reaped()
 	if ws.Signaled() {
 		return killed + int(ws.Signal()), err
 	}

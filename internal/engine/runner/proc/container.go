@@ -30,9 +30,8 @@ type container struct {
 	group  *cgroup.Group
 	ctr    *launch.Container
 	filter *seccomp.Program // nil: none
-	owner  pipeOwner
+	users  *runner.Users    // of its user namespace, nil: this machine's
 	main   *process
-	tty    bool
 	oom    *oom.Counter
 
 	// exited is closed, under server.mu, once exit is set.
@@ -50,7 +49,7 @@ func newContainer(s *server, r runner.CreateRequest) (_ *container, err error) {
 	if r.Spec == nil || r.Spec.Process == nil || r.Spec.Linux == nil || r.Spec.Root == nil {
 		return nil, fault.New(fault.Invalid, "container %s: the spec has no process, root or linux part", r.ID)
 	}
-	c := &container{id: r.ID, server: s, tty: r.TTY, exited: make(chan struct{}), execs: map[string]*process{}}
+	c := &container{id: r.ID, server: s, exited: make(chan struct{}), execs: map[string]*process{}}
 	if c.filter, err = s.filters.open(r.Profile); err != nil {
 		return nil, named(r.ID, err)
 	}
@@ -72,15 +71,14 @@ func newContainer(s *server, r runner.CreateRequest) (_ *container, err error) {
 			return nil, err
 		}
 	}
-	users := s.usersOf(r.Spec)
-	c.owner = ownerIn(users)
+	c.users = s.usersOf(r.Spec)
 	if c.main, err = newProcess(processOptions{tty: r.TTY, stdin: r.Stdin, stdinOnce: r.StdinOnce, init: true,
-		owner: c.owner.of(r.Spec.Process.User), out: out}); err != nil {
+		owner: ownerOf(c.users, r.Spec.Process.User), out: out}); err != nil {
 		return nil, err
 	}
 	r.Spec.Process.Terminal = r.TTY
 	if err := c.main.start(func(stdio [3]*os.File) (*launch.Process, error) {
-		c.ctr, err = s.launcher.Create(launch.Options{ID: r.ID, Spec: r.Spec, Group: c.group, Filter: c.filter, Users: users,
+		c.ctr, err = s.launcher.Create(launch.Options{ID: r.ID, Spec: r.Spec, Group: c.group, Filter: c.filter, Users: c.users,
 			Stdio: stdio, Bundle: c.dir()})
 		if err != nil {
 			return nil, err
@@ -172,10 +170,7 @@ func (c *container) signal(sig syscall.Signal, all bool) error {
 	if c.hasExited() {
 		return nil
 	}
-	if all {
-		return c.group.Kill(sig)
-	}
-	if sig == unix.SIGKILL && !c.ctr.OwnPID() {
+	if all || sig == unix.SIGKILL && !c.ctr.OwnPID() {
 		return c.group.Kill(sig)
 	}
 	if err := c.main.signal(sig); err != nil {

@@ -49,7 +49,7 @@ func (c *container) startExec(conn *runner.Conn, r runner.ExecRequest) (*process
 	if c.hasExited() {
 		return nil, fault.New(fault.Conflict, "the container is not running")
 	}
-	p, err := newProcess(processOptions{tty: r.TTY, stdin: r.Stdin, owner: c.owner.of(r.Process.User), out: &output{}})
+	p, err := newProcess(processOptions{tty: r.TTY, stdin: r.Stdin, owner: ownerOf(c.users, r.Process.User), out: &output{}})
 	if err != nil {
 		return nil, err
 	}

@@ -55,24 +55,19 @@ type processOptions struct {
 
 // pipeOwner is the owner of a process's pipes, the user it runs as, who could
 // not open them by /dev/stdout otherwise.
-type pipeOwner struct {
-	uid   int
-	users *runner.Users // nil: this machine's
-}
+type pipeOwner struct{ uid, gid int }
 
-func ownerIn(users *runner.Users) pipeOwner { return pipeOwner{users: users} }
-
-// of is the owner of the pipes of a process that runs as u.
-func (o pipeOwner) of(u specs.User) pipeOwner {
-	o.uid = o.users.UID(int(u.UID))
-	return o
+// ownerOf is the owner of the pipes of a process that runs as u in a user
+// namespace, or in this machine's if users is nil.
+func ownerOf(users *runner.Users, u specs.User) pipeOwner {
+	return pipeOwner{users.UID(int(u.UID)), users.GID(0)}
 }
 
 func (o pipeOwner) give(f *os.File) error {
 	if o.uid == 0 {
 		return nil
 	}
-	return f.Chown(o.uid, o.users.GID(0))
+	return f.Chown(o.uid, o.gid)
 }
 
 func newProcess(opt processOptions) (*process, error) {

@@ -29,7 +29,7 @@ var layers = []layer{
 	{"cmd/ferry-init", "initproc"},
 
 	// The command line is a client like any other; the composition root knows every part.
-	{"cli", "cgroups cli/dockercontext config fault instance kube/kubeconfig term"},
+	{"cli", "build/contextkey cgroups cli/dockercontext config fault instance kube/kubeconfig term"},
 	{"app", "build cgroups config dockerapi dockerconfig engine engine/cri engine/network engine/store fault instance kube lifecycle logfile registry"},
 
 	// What others speak to us: the Docker API, BuildKit, Kubernetes, CRI, an OCI registry.
@@ -38,10 +38,11 @@ var layers = []layer{
 	{"dockerapi/eventlog", ""},
 	{"dockerapi/supervise", "atomicfile fault"},
 	{"dockerapi/volume", "atomicfile fault"},
-	{"build", "engine engine/store fault"},
+	{"build", "build/contextkey engine engine/store fault"},
 	{"cli/dockercontext", "atomicfile fault"},
-	{"build/buildclient", "fault"},
+	{"build/buildclient", "build/contextkey fault"},
 	{"build/dockerfile", "fault"},
+	{"build/contextkey", ""},
 	{"kube", "fault"},
 	{"kube/kubeconfig", "fault"},
 	{"registry", "atomicfile fault lifecycle"},
@@ -123,7 +124,7 @@ var owners = []owner{
 	{"github.com/spf13/cobra", "cli runtimes/mlp/command"},
 	{"golang.org/x/term", "term"},
 	{"github.com/sirupsen/logrus", "app build"}, // to quieten what uses it, in tests of build
-	{"google.golang.org/grpc", "build engine/cri kube runtimes/mlp/oip runtimes/mlp/serve test/bench"},
+	{"google.golang.org/grpc", "build build/buildclient engine/cri kube runtimes/mlp/oip runtimes/mlp/serve test/bench"},
 	{"github.com/prometheus", "runtimes/mlp/serve"},
 	{"gonum.org", "runtimes/mlp/nn"},
 	{"golang.org/x/image", "runtimes/mlp/glyph"},

@@ -60,6 +60,7 @@ type Builder struct {
 	opt     Options
 	running runningBuilds
 	onNamed func(ctx context.Context, name string) // may be nil
+	past    *pastBuilds
 	once    sync.Mutex
 	kit     *kit // nil before the first build; once guards it
 }
@@ -89,7 +90,17 @@ const (
 )
 
 // New returns a Builder.
-func New(opt Options) *Builder { return &Builder{opt: opt} }
+func New(opt Options) *Builder {
+	b := &Builder{opt: opt}
+	b.past = newPastBuilds(b.images)
+	return b
+}
+
+// images is the store's images, once it has started.
+func (b *Builder) images() namedImages {
+	s := b.opt.Engine.Images()
+	return namedImages{s.ImageStore(), s, b.onNamed}
+}
 
 // OnNamed has f called whenever a build has given an image a name. It is called
 // before the first build, if at all.
@@ -202,13 +213,14 @@ func (b *Builder) newKit(ctx context.Context) (_ *kit, err error) {
 		b.opt.Log.Error("collect what a killed build left", "error", err)
 	}
 	workers := &worker.Controller{}
-	if err := workers.Add(imageWorker{w, b.opt.Engine.Images()}); err != nil {
+	if err := workers.Add(imageWorker{w, b.opt.Engine.Images(), b.past}); err != nil {
 		return nil, err
 	}
 	gatewayFrontend, err := gateway.NewGatewayFrontend(workers.Infos(), nil)
 	if err != nil {
 		return nil, err
 	}
+	ownFrontend := watchedFrontend{forwarder.NewGatewayForwarder(workers.Infos(), dockerfile.Build), b.past}
 	cache, err := bboltcachestorage.NewStore(cachePath)
 	if err != nil {
 		return nil, err
@@ -222,7 +234,7 @@ func (b *Builder) newKit(ctx context.Context) (_ *kit, err error) {
 	k.unsynced.databases = []transactor{opt.MetadataStore.DB(), history}
 	k.controller, err = control.NewController(control.Opt{
 		SessionManager: k.sessions, WorkerController: workers,
-		Frontends: frontends(gatewayFrontend, forwarder.NewGatewayForwarder(workers.Infos(), dockerfile.Build)),
+		Frontends: frontends(gatewayFrontend, ownFrontend),
 		ResolveCacheExporterFuncs: map[string]remotecache.ResolveCacheExporterFunc{
 			"inline":   inline.ResolveCacheExporterFunc(),
 			"local":    localcache.ResolveCacheExporterFunc(k.sessions),
@@ -238,7 +250,8 @@ func (b *Builder) newKit(ctx context.Context) (_ *kit, err error) {
 	if err != nil {
 		return nil, err
 	}
-	k.server = grpc.NewServer(grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor, k.unsynced.unary, k.lease.unary), grpc.ChainStreamInterceptor(grpcerrors.StreamServerInterceptor, k.unsynced.stream))
+	k.server = grpc.NewServer(grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor, k.unsynced.unary, k.lease.unary, b.past.unary),
+		grpc.ChainStreamInterceptor(grpcerrors.StreamServerInterceptor, k.unsynced.stream, b.past.stream))
 	k.controller.Register(k.server)
 	base, cancel := context.WithCancel(ctx)
 	k.cancel = cancel

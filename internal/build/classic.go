@@ -2,8 +2,11 @@ package build
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"net/http"
+	"net/url"
 	"regexp"
 	"strings"
 
@@ -17,7 +20,9 @@ import (
 	"github.com/moby/moby/api/types/registry"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 
+	"github.com/ferryos/ferry/internal/build/contextkey"
 	"github.com/ferryos/ferry/internal/fault"
 )
 
@@ -48,18 +53,55 @@ func (b *Builder) ServeBuild(w http.ResponseWriter, req *http.Request) error {
 			return fault.New(fault.Invalid, "Cannot locate specified Dockerfile: %s", r.dockerfile).Hint("it must be in the build context")
 		}
 	}
+	r.key = contentKey(req.URL.Query(), r, files)
+	if answered, err := b.repeat(ctx, w, r); answered || err != nil {
+		return err
+	}
 	var out progress = newTextProgress(w, r.quiet)
 	if r.traces {
 		out = newTraceProgress(w)
 	}
 	id, err := b.solve(ctx, r, files, out)
 	if err == nil {
+		if text, ok := out.(*textProgress); ok {
+			b.past.showed(r.key, text.steps)
+		}
 		return out.built(id, r.tags)
 	}
 	if cause := context.Cause(ctx); cause != nil && req.Context().Err() == nil {
 		err = cause // cancelled by its ID
 	}
 	return out.failed(err)
+}
+
+// contentKey is the key of a build whose files came with the request: a digest of
+// them and of all that the request says, but for its names. It is "" if the
+// build needs something else, or is meant to be made anew.
+func contentKey(q url.Values, r *request, files *tarContext) string {
+	if files == nil || r.session != "" || r.traces || isTrue(q.Get("nocache")) || isTrue(q.Get("pull")) || len(r.cache.Imports)+len(r.cache.Exports) > 0 {
+		return ""
+	}
+	q.Del("t")
+	q.Del("buildid")
+	return fmt.Sprintf("%x:%s", sha256.Sum256([]byte(q.Encode())), files.digest)
+}
+
+// repeat answers a build of which nothing has changed. It reports whether it did.
+func (b *Builder) repeat(ctx context.Context, w http.ResponseWriter, r *request) (bool, error) {
+	if r.key == "" {
+		return false, nil
+	}
+	old, ok, err := b.past.find(ctx, r.key, r.tags)
+	if err != nil || !ok {
+		return false, err
+	}
+	out := newTextProgress(w, r.quiet)
+	for _, step := range old.steps {
+		if err := out.send(message{Stream: step + usingCache}); err != nil {
+			return true, err
+		}
+	}
+	return true, out.built(old.id, r.tags)
 }
 
 // CancelBuild ends a build that was given this ID.
@@ -101,7 +143,11 @@ func (b *Builder) solve(ctx context.Context, r *request, files *tarContext, out 
 	}
 	g.Go(func() error {
 		defer endSession()
-		res, err := c.ControlClient().Solve(gctx, solve)
+		ctx := gctx
+		if r.key != "" {
+			ctx = metadata.AppendToOutgoingContext(ctx, contextkey.Header, r.key)
+		}
+		res, err := c.ControlClient().Solve(ctx, solve)
 		if err == nil {
 			if id = res.ExporterResponse["containerimage.config.digest"]; id == "" {
 				id = res.ExporterResponse["containerimage.digest"]

@@ -5,6 +5,8 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -26,6 +28,7 @@ import (
 // machine that a link in it could lead astray.
 type tarContext struct {
 	file    *os.File
+	digest  string      // hexadecimal SHA-256 of the archive, not compressed
 	entries []*tarEntry // directories before what is in them, names in order
 	byName  map[string]*tarEntry
 }
@@ -42,8 +45,8 @@ var _ fsutil.FS = (*tarContext)(nil)
 const maxEntries = 1 << 20
 
 // newTarContext reads an archive, compressed or not. Close it when the build is done.
-func newTarContext(in io.Reader) (_ *tarContext, err error) {
-	plain, err := store.Decompress(in)
+func newTarContext(body io.Reader) (_ *tarContext, err error) {
+	plain, err := store.Decompress(body)
 	if err != nil {
 		return nil, fmt.Errorf("build context: %w", err)
 	}
@@ -61,9 +64,11 @@ func newTarContext(in io.Reader) (_ *tarContext, err error) {
 	if err := os.Remove(f.Name()); err != nil {
 		return nil, err
 	}
-	out := bufio.NewWriterSize(f, 1<<20)
+	sum := sha256.New()
+	in, out := bufio.NewReaderSize(plain, 1<<18), bufio.NewWriterSize(f, 1<<20)
+	part := make([]byte, 1<<15)
 	position := int64(0)
-	for archive := tar.NewReader(plain); ; {
+	for archive := tar.NewReader(io.TeeReader(in, sum)); ; {
 		h, err := archive.Next()
 		if errors.Is(err, io.EOF) {
 			break
@@ -74,7 +79,8 @@ func newTarContext(in io.Reader) (_ *tarContext, err error) {
 		if err := c.add(h, position); err != nil {
 			return nil, err
 		}
-		n, err := io.Copy(out, archive)
+		// Not by the methods of either that would go round the buffer.
+		n, err := io.CopyBuffer(struct{ io.Writer }{out}, struct{ io.Reader }{archive}, part)
 		if errors.Is(err, io.ErrUnexpectedEOF) {
 			return nil, fault.New(fault.Invalid, "build context: the archive ends within %s", h.Name)
 		}
@@ -87,6 +93,7 @@ func newTarContext(in io.Reader) (_ *tarContext, err error) {
 		return nil, fmt.Errorf("build context: %w", err)
 	}
 	c.sort()
+	c.digest = hex.EncodeToString(sum.Sum(nil))
 	return c, nil
 }
 

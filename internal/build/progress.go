@@ -62,7 +62,11 @@ type textProgress struct {
 	messages
 	quiet bool
 	shown map[digest.Digest]bool
+	steps []string
 }
+
+// usingCache follows the text of a step that was not run.
+const usingCache = " ---> Using cache\n"
 
 func newTextProgress(w http.ResponseWriter, quiet bool) *textProgress {
 	return &textProgress{messages: messages{w: w}, quiet: quiet, shown: map[digest.Digest]bool{}}
@@ -86,8 +90,9 @@ func (p *textProgress) update(s *client.SolveStatus) error {
 		if step[1] != "" {
 			text = fmt.Sprintf("Step %s/%s (%s) : %s\n", step[2], step[3], step[1], step[4])
 		}
+		p.steps = append(p.steps, text)
 		if v.Cached {
-			text += " ---> Using cache\n"
+			text += usingCache
 		}
 		if err := p.send(message{Stream: text}); err != nil {
 			return err

@@ -29,6 +29,7 @@ const sessionContext = "client-session"
 // request is what POST /build asks for.
 type request struct {
 	id         string   // to cancel it by
+	key        string   // of all that the client gives; see pastBuilds
 	session    string   // of the client, with context, secrets and credentials
 	remote     string   // where the context is; "" is the request's body
 	dockerfile string   // path in the context

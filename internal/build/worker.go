@@ -58,7 +58,7 @@ func (b *Builder) workerOptions(ctx context.Context, k *kit) (base.WorkerOpt, er
 		ContentStore:   blobs,
 		Applier:        apply.NewFileSystemApplier(blobs),
 		Differ:         walking.NewWalkingDiff(blobs),
-		ImageStore:     namedImages{s.ImageStore(), s, b.onNamed},
+		ImageStore:     b.images(),
 		LeaseManager:   leaseutil.WithNamespace(k.lease, store.Namespace),
 		GCPolicy:       cachePolicy(root),
 		RegistryHosts:  b.registries(ctx),

@@ -1,15 +1,23 @@
 package cli
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
+	"fmt"
 	"io"
+	"net"
+	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/ferryos/ferry/internal/build/contextkey"
 	"github.com/ferryos/ferry/internal/fault"
 )
 
@@ -26,6 +34,7 @@ type BuildOptions struct {
 	Pull       bool   // ask registries even for images that are here
 	Progress   string // auto, plain, tty, quiet or rawjson
 	Out        io.Writer
+	Key        string // of the files and settings, for the daemon to remember this build by; may be ""
 }
 
 // Build builds an image and returns its ID. It is nil in ferry itself, which
@@ -36,15 +45,79 @@ var Build func(ctx context.Context, opt BuildOptions) (imageID string, err error
 // buildProgram is the name of the program that has Build.
 const buildProgram = "ferry-build"
 
+// keyVariable hands the key of a build over to ferry-build.
+const keyVariable = "FERRY_BUILD_KEY"
+
 // execBuild has the program with Build take this one's place.
-func (e *env) execBuild() error {
-	cfg, err := e.config()
-	if err != nil {
-		return err
-	}
-	path := filepath.Join(cfg.LibexecDir, buildProgram)
-	err = unix.Exec(path, append([]string{path}, e.args...), os.Environ())
+func (e *env) execBuild(libexec, key string) error {
+	path := filepath.Join(libexec, buildProgram)
+	err := unix.Exec(path, append([]string{path}, e.args...), append(os.Environ(), keyVariable+"="+key))
 	return fault.New(fault.Unavailable, "start %s: %w", path, err).Hint("`ferry doctor` tells what of the installation is missing")
+}
+
+// buildKey is the key of a build, "" if it is to be made anyway. Whatever is
+// wrong with its files is for Build to tell.
+func buildKey(opts BuildOptions) string {
+	if opts.NoCache || opts.Pull || opts.Progress == "rawjson" {
+		return ""
+	}
+	settings, err := json.Marshal([]any{Version, opts.Dockerfile, opts.BuildArgs, opts.Labels, opts.Target})
+	if err != nil {
+		return ""
+	}
+	dockerfile := cmp.Or(opts.Dockerfile, filepath.Join(opts.Context, "Dockerfile"))
+	key, err := contextkey.Of(opts.Context, dockerfile, settings)
+	if err != nil {
+		return ""
+	}
+	return key
+}
+
+// rebuilt is what the daemon remembers of a build.
+type rebuilt struct {
+	ID    string `json:"Id"`
+	Built time.Time
+}
+
+// unchanged asks the daemon for the image of an earlier build of the same key,
+// and to name it. It reports whether there is one.
+func unchanged(ctx context.Context, opts BuildOptions) (was rebuilt, ok bool) {
+	if opts.Key == "" {
+		return was, false
+	}
+	var d net.Dialer
+	c := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return d.DialContext(ctx, "unix", opts.Socket)
+	}}}
+	defer c.CloseIdleConnections()
+	query := url.Values{"key": {opts.Key}, "t": opts.Tags}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://docker/v"+apiVersion+"/build/unchanged?"+query.Encode(), nil)
+	if err != nil {
+		return was, false
+	}
+	res, err := c.Do(req)
+	if err != nil {
+		return was, false
+	}
+	defer res.Body.Close()
+	return was, res.StatusCode == http.StatusOK && json.NewDecoder(res.Body).Decode(&was) == nil && was.ID != ""
+}
+
+// build builds an image, unless nothing has changed since that was done, and returns its ID.
+func (e *env) build(ctx context.Context, opts BuildOptions, libexec string) (string, error) {
+	if Build != nil {
+		opts.Key = e.getenv(keyVariable)
+		return Build(ctx, opts)
+	}
+	opts.Key = buildKey(opts)
+	was, ok := unchanged(ctx, opts)
+	if !ok {
+		return "", e.execBuild(libexec, opts.Key)
+	}
+	if opts.Progress != "quiet" {
+		fmt.Fprintf(opts.Out, "Nothing has changed since this was built %s ago: %s\n", time.Since(was.Built).Round(time.Second), was.ID)
+	}
+	return was.ID, nil
 }
 
 func (e *env) buildCommand() *cobra.Command {
@@ -56,9 +129,6 @@ func (e *env) buildCommand() *cobra.Command {
 		Use: "build [flags] DIR", Short: "Build an image from a Dockerfile", Args: exactly(1, "DIR"),
 		Example: "  ferry build -t app:v1 .\n  ferry build -t app:dev -f Dockerfile.dev --build-arg DEBUG=1 .",
 		RunE: interruptible(func(ctx context.Context, dirs []string) error {
-			if Build == nil {
-				return e.execBuild()
-			}
 			cfg, err := e.config()
 			if err != nil {
 				return err
@@ -73,7 +143,7 @@ func (e *env) buildCommand() *cobra.Command {
 			if opts.Labels, err = pairs("label", labels, e.getenv); err != nil {
 				return err
 			}
-			id, err := Build(ctx, opts)
+			id, err := e.build(ctx, opts, cfg.LibexecDir)
 			if err != nil {
 				return err
 			}

@@ -54,9 +54,6 @@ type env struct {
 func Main(ctx context.Context, args []string, in io.Reader, out, errs io.Writer, getenv func(string) string) int {
 	e := &env{term: term.New(in, out, errs, getenv), getenv: getenv, args: args, config: sync.OnceValues(config.Load)}
 	debug.SetGCPercent(garbagePercent)
-	if Build == nil && len(args) > 0 && args[0] == "build" {
-		_ = e.execBuild() // which fails again below, and is told there
-	}
 	root := e.root()
 	root.SetArgs(args)
 	root.SetIn(in)

@@ -50,6 +50,19 @@ func (s *Server) build(w http.ResponseWriter, r *http.Request) error {
 	return s.opt.Builder.ServeBuild(w, r)
 }
 
+// buildUnchanged is Ferry's own: it answers a build of which nothing has changed
+// since the daemon made it, and otherwise that it has to be made.
+func (s *Server) buildUnchanged(w http.ResponseWriter, r *http.Request) error {
+	if s.opt.Builder == nil {
+		return errNoBuilder
+	}
+	got, err := s.opt.Builder.Unchanged(r.Context(), param(r, "key"), r.URL.Query()["t"])
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, got)
+}
+
 func (s *Server) buildCancel(w http.ResponseWriter, r *http.Request) error {
 	if s.opt.Builder == nil {
 		return errNoBuilder

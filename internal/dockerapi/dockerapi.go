@@ -51,14 +51,21 @@ type Builder interface {
 	ServeSession(w http.ResponseWriter, r *http.Request) error
 	// ServeBuild builds what a POST /build asks for and answers it. The build ends with the request.
 	ServeBuild(w http.ResponseWriter, r *http.Request) error
+	// Unchanged gives the names to the image of the last build whose client gave the same, which the key tells.
+	Unchanged(ctx context.Context, key string, names []string) (build.Rebuilt, error)
 	// CancelBuild ends the build of ServeBuild whose client gave it this ID, if it runs.
 	CancelBuild(id string) error
+	BuildCache
+	// OnNamed has f called whenever a build has given an image a name. Call it before the first build.
+	OnNamed(f func(ctx context.Context, name string))
+}
+
+// BuildCache is what builds leave for the next ones.
+type BuildCache interface {
 	// CacheUsage lists the build cache.
 	CacheUsage(ctx context.Context) ([]apibuild.CacheRecord, error)
 	// PruneCache removes of the build cache what it is told and nothing uses.
 	PruneCache(ctx context.Context, p build.Prune) (apibuild.CachePruneReport, error)
-	// OnNamed has f called whenever a build has given an image a name. Call it before the first build.
-	OnNamed(f func(ctx context.Context, name string))
 }
 
 // Options are what a Server is made from; all but Builder and OwnRegistry are needed.

@@ -36,9 +36,10 @@ func (s *Server) routes() map[string]handlerFunc {
 		"POST /grpc":     s.grpc,
 		"POST /session":  s.session,
 
-		"POST /build":        s.build,
-		"POST /build/prune":  s.buildPrune,
-		"POST /build/cancel": s.buildCancel,
+		"POST /build":           s.build,
+		"POST /build/prune":     s.buildPrune,
+		"POST /build/cancel":    s.buildCancel,
+		"POST /build/unchanged": s.buildUnchanged,
 
 		"GET /containers/json":          s.containerList,
 		"POST /containers/create":       s.containerCreate,

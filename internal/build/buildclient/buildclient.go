@@ -20,7 +20,9 @@ import (
 	"github.com/moby/buildkit/util/progress/progressui"
 	"github.com/tonistiigi/fsutil"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/metadata"
 
+	"github.com/ferryos/ferry/internal/build/contextkey"
 	"github.com/ferryos/ferry/internal/fault"
 )
 
@@ -37,6 +39,9 @@ type Options struct {
 	Pull       bool   // ask registries even for images that are here
 	Progress   string // auto, plain, tty, quiet or rawjson
 	Out        io.Writer
+	// Key tells the files and settings of this build from all others, so that the
+	// daemon can remember what it came to; "" has it remember nothing.
+	Key string
 }
 
 // Result is what was built.
@@ -68,7 +73,11 @@ func Build(ctx context.Context, opt Options) (Result, error) {
 	status := make(chan *client.SolveStatus)
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
-		res, err = c.Solve(gctx, nil, solve, status)
+		ctx := gctx
+		if opt.Key != "" {
+			ctx = metadata.AppendToOutgoingContext(ctx, contextkey.Header, opt.Key)
+		}
+		res, err = c.Solve(ctx, nil, solve, status)
 		return err
 	})
 	g.Go(func() error {

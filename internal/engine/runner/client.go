@@ -242,7 +242,7 @@ func (c *Client) call(ctx context.Context, op string, body, out any) error {
 	}
 	switch {
 	case t == FrameError:
-		return asError(payload)
+		return AsError(payload)
 	case out == nil:
 		return nil
 	}
@@ -358,7 +358,7 @@ func (c *Client) Events(ctx context.Context, f func(Event)) error {
 			return c.failed(ctx, OpEvents, err)
 		}
 		if t == FrameError {
-			return asError(payload)
+			return AsError(payload)
 		}
 		var ev Event
 		if err := json.Unmarshal(payload, &ev); err != nil {

@@ -44,7 +44,7 @@ func (c *Client) stream(ctx context.Context, op string, body any, s Streams, out
 		case FrameStderr:
 			err = writeTo(s.Stderr, payload)
 		case FrameError:
-			return asError(payload)
+			return AsError(payload)
 		case FrameResult:
 			if out == nil {
 				return nil

@@ -176,8 +176,8 @@ func (c *Conn) ReadRequest() (Request, error) {
 	return r, nil
 }
 
-// asError turns an error frame's payload back into an error of its kind.
-func asError(payload []byte) error {
+// AsError turns an error frame's payload back into an error of its kind.
+func AsError(payload []byte) error {
 	var e wireError
 	if err := json.Unmarshal(payload, &e); err != nil {
 		return fmt.Errorf("runner's error: %w", err)

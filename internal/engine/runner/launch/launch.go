@@ -205,8 +205,11 @@ func (c *Container) Stopped() error {
 	return c.runHooks(hooksOf(c.opt.Spec).Poststop, 0, "stopped")
 }
 
-// Close lets go of what Exec needs. The container goes on.
+// Close lets go of what Start and Exec need. The container goes on.
 func (c *Container) Close() {
+	if c.Main != nil {
+		c.Main.child.close()
+	}
 	for _, f := range []*os.File{c.pidns, c.users, c.pts} {
 		if f != nil {
 			f.Close()

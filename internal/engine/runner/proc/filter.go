@@ -6,13 +6,17 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"syscall"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/ferryos/ferry/internal/atomicfile"
 	"github.com/ferryos/ferry/internal/engine/runner"
 	"github.com/ferryos/ferry/internal/engine/runner/seccomp"
+	"github.com/ferryos/ferry/internal/fault"
 )
 
 // filterCache keeps compiled seccomp programs in files, by profile. Compiling
@@ -42,9 +46,74 @@ func (c filterCache) open(name string) (*seccomp.Program, error) {
 	return p, nil
 }
 
-// compile compiles a profile and keeps the program.
+// compile has a profile compiled and keeps the program.
 func (c filterCache) compile(name, path string) (*seccomp.Program, error) {
-	data, err := os.ReadFile(filepath.Join(c.dir, name))
+	data, err := compileElsewhere(filepath.Join(c.dir, name))
+	if err != nil || len(data) == 0 {
+		return nil, err
+	}
+	p := new(seccomp.Program)
+	if err := p.UnmarshalBinary(data); err != nil {
+		return nil, fmt.Errorf("seccomp program: %w", err)
+	}
+	if err := atomicfile.WriteShared(path, data, 0o600); err != nil {
+		fmt.Fprintln(os.Stderr, "keep a seccomp program:", err)
+	}
+	return p, nil
+}
+
+// compileSeconds is how much processor time a profile may take. Docker's takes a
+// sixtieth of a second; rules that contradict each other under several
+// conditions can have libseccomp 2.5 search for ever.
+const compileSeconds = 5
+
+// compileElsewhere compiles the profile in a file, in a process that can be
+// ended. The result is "" for a profile that says nothing.
+func compileElsewhere(file string) ([]byte, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	cmd := exec.Command("/proc/self/exe", "compile", file)
+	cmd.Args[0] = os.Args[0]
+	cmd.Stdout, cmd.Stderr = w, os.Stderr
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		return nil, fmt.Errorf("compile the seccomp profile: %w", err)
+	}
+	kind, payload, err := runner.NewConn(r).Read()
+	end := cmd.Wait()
+	var exit *exec.ExitError
+	switch {
+	case err == nil && kind == runner.FrameError:
+		return nil, runner.AsError(payload)
+	case err == nil && kind == runner.FrameResult:
+		return payload, nil
+	case errors.As(end, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == unix.SIGKILL:
+		return nil, fault.New(fault.Invalid, "the seccomp profile takes more than %d s to compile", compileSeconds).
+			Hint("shorten it: what takes long are rules for one system call that contradict each other, with conditions on several arguments")
+	}
+	return nil, fmt.Errorf("compile the seccomp profile: %w", errors.Join(err, end))
+}
+
+// compileProfile is the other side of compileElsewhere.
+func compileProfile(file string) error {
+	limit := unix.Rlimit{Cur: compileSeconds, Max: compileSeconds} // the kernel's answer to what is over both is SIGKILL
+	if err := unix.Setrlimit(unix.RLIMIT_CPU, &limit); err != nil {
+		return err
+	}
+	out := runner.NewConn(os.Stdout)
+	program, err := compile(file)
+	if err != nil {
+		return out.WriteError(err)
+	}
+	return out.Write(runner.FrameResult, program)
+}
+
+func compile(file string) ([]byte, error) {
+	data, err := os.ReadFile(file)
 	var profile specs.LinuxSeccomp
 	if err == nil {
 		err = json.Unmarshal(data, &profile)
@@ -56,11 +125,5 @@ func (c filterCache) compile(name, path string) (*seccomp.Program, error) {
 	if err != nil || p == nil {
 		return nil, err
 	}
-	if data, err = p.MarshalBinary(); err == nil {
-		err = atomicfile.WriteShared(path, data, 0o600)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "keep a seccomp program:", err)
-	}
-	return p, nil
+	return p.MarshalBinary()
 }

@@ -8,6 +8,7 @@
 //
 //	ferry-runner serve   the runner; its working directory is the pod's
 //	ferry-runner hold    the holder of namespaces that containers share
+//	ferry-runner compile a compiler of one seccomp profile
 package proc
 
 import (
@@ -34,6 +35,8 @@ func Main(args []string, stderr io.Writer) int {
 		err = serveHere()
 	case len(args) == 4 && args[0] == "hold":
 		err = holdNamespaces(args[1], args[2], args[3])
+	case len(args) == 2 && args[0] == "compile":
+		err = compileProfile(args[1])
 	default:
 		fmt.Fprintln(stderr, "ferry-runner is started by ferryd and has no use by hand")
 		return 2

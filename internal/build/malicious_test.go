@@ -69,6 +69,7 @@ func (v victim) check(name string, a answer) {
 // machine's files are neither read nor written nor removed.
 func TestMaliciousDockerfiles(t *testing.T) {
 	b, v := newBuilder(t), newVictim(t)
+	t.Setenv("TMPDIR", t.TempDir()) // BuildKit leaves a directory there for a mount that fails
 	for _, tt := range []struct{ name, dockerfile string }{
 		{"copy from a link", "RUN ln -s HOST /link\nFROM box\nCOPY --from=0 /link /x\nRUN cat /x/secret /x"},
 		{"copy through a link", "RUN ln -s HOST /link\nFROM box\nCOPY --from=0 /link/secret /x\nRUN cat /x"},

@@ -81,6 +81,16 @@ func (c *Container) execHere(opt ExecOptions, tty bool) (_ *child, last func(), 
 	if err := c.enter(); err != nil {
 		return nil, nil, err
 	}
+	if _, has := c.spaces[specs.CgroupNamespace]; has {
+		// Not before the process is in its cgroup: mounted with nsdelegate, as systemd
+		// does, cgroup v2 lets nobody in from outside of the namespace it is in.
+		main, err := c.Main.child.copyOfPidfd()
+		if err != nil {
+			return nil, nil, err
+		}
+		files = append(files, main)
+		p.join(main, unix.CLONE_NEWCGROUP)
+	}
 	prog, err := programOf(opt.Process)
 	if err != nil {
 		return nil, nil, err
@@ -103,7 +113,7 @@ func (c *Container) execHere(opt ExecOptions, tty bool) (_ *child, last func(), 
 	return p.start(where)
 }
 
-// enter takes this thread into the container's namespaces, but for PID and user.
+// enter takes this thread into the container's namespaces, but for PID, user and cgroup.
 func (c *Container) enter() error {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return os.NewSyscallError("unshare", err)
@@ -113,9 +123,6 @@ func (c *Container) enter() error {
 		if _, has := c.spaces[kind]; has {
 			flags |= flag
 		}
-	}
-	if _, has := c.spaces[specs.CgroupNamespace]; has {
-		flags |= unix.CLONE_NEWCGROUP
 	}
 	return c.Main.child.with(func(pidfd int) error {
 		if err := unix.Setns(pidfd, flags); err != nil {

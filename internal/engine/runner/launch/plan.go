@@ -350,6 +350,16 @@ func (c *child) kill() {
 	c.close()
 }
 
+// copyOfPidfd is another pidfd of the process.
+func (c *child) copyOfPidfd() (f *os.File, err error) {
+	err = c.with(func(pidfd int) error {
+		fd, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 0)
+		f = os.NewFile(uintptr(fd), fmt.Sprintf("namespaces of process %d", c.pid))
+		return os.NewSyscallError("fcntl", err)
+	})
+	return f, err
+}
+
 // signal sends a signal; to a process that has ended, that is no error.
 func (c *child) signal(sig unix.Signal) error {
 	err := c.with(func(pidfd int) error {

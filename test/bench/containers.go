@@ -58,6 +58,9 @@ func (b *bench) containers(m *machine.Machine, docker *dockerd) error {
 			return err
 		}
 	}
+	if err := b.besidePodman(m); err != nil {
+		return err
+	}
 	return b.thaw(ferry)
 }
 
@@ -70,7 +73,7 @@ func inTurns(n int, ours, theirs func() error) (mine, others durations, err erro
 		}
 		b, err := timed(theirs)
 		if err != nil {
-			return mine, others, fmt.Errorf("docker, the peer: %w", err)
+			return mine, others, fmt.Errorf("the peer: %w", err)
 		}
 		if i > 0 {
 			mine, others = append(mine, a), append(others, b)

@@ -48,6 +48,9 @@ var layers = []layer{
 	{"registry", "atomicfile fault lifecycle"},
 	{"engine/cri", "cgroups engine engine/network engine/store fault"},
 
+	// Serving: above the line, with Kubernetes' API alone.
+	{"serving/autoscale", ""},
+
 	// The container engine.
 	{"engine/enginetest", "engine engine/network engine/runner engine/runner/runnertest engine/store"},
 	{"engine", "atomicfile cgroups engine/cdi engine/files engine/network engine/runner engine/store fault"},

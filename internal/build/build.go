@@ -92,7 +92,7 @@ const (
 // New returns a Builder.
 func New(opt Options) *Builder {
 	b := &Builder{opt: opt}
-	b.past = newPastBuilds(b.images)
+	b.past = newPastBuilds(b.images, opt.Log)
 	return b
 }
 
@@ -213,14 +213,14 @@ func (b *Builder) newKit(ctx context.Context) (_ *kit, err error) {
 		b.opt.Log.Error("collect what a killed build left", "error", err)
 	}
 	workers := &worker.Controller{}
-	if err := workers.Add(imageWorker{w, b.opt.Engine.Images(), b.past}); err != nil {
+	if err := workers.Add(imageWorker{w, b.opt.Engine.Images()}); err != nil {
 		return nil, err
 	}
 	gatewayFrontend, err := gateway.NewGatewayFrontend(workers.Infos(), nil)
 	if err != nil {
 		return nil, err
 	}
-	ownFrontend := watchedFrontend{forwarder.NewGatewayForwarder(workers.Infos(), dockerfile.Build), b.past}
+	ownFrontend := watchedFrontend{forwarder.NewGatewayForwarder(workers.Infos(), dockerfile.Build)}
 	cache, err := bboltcachestorage.NewStore(cachePath)
 	if err != nil {
 		return nil, err

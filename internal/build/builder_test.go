@@ -193,6 +193,7 @@ func TestNamelessImages(t *testing.T) {
 	nameless := b.build("", "RUN echo 1 > /1")
 	first := b.build("t=app", "RUN echo 2 > /2")
 	second := b.build("t=app", "RUN echo 3 > /3")
+	b.past.forget()
 	again := b.build("t=app", "RUN echo 3 > /3")
 	if again.id != second.id {
 		t.Errorf("%q and %q", second.id, again.id)

@@ -54,8 +54,8 @@ func (b *Builder) ServeBuild(w http.ResponseWriter, req *http.Request) error {
 		}
 	}
 	r.key = contentKey(req.URL.Query(), r, files)
-	if answered, err := b.repeat(ctx, w, r); answered || err != nil {
-		return err
+	if was, ok := b.past.find(ctx, r.key, r.tags); ok && (was.steps != nil || r.quiet) {
+		return repeat(w, r, was)
 	}
 	var out progress = newTextProgress(w, r.quiet)
 	if r.traces {
@@ -78,7 +78,7 @@ func (b *Builder) ServeBuild(w http.ResponseWriter, req *http.Request) error {
 // them and of all that the request says, but for its names. It is "" if the
 // build needs something else, or is meant to be made anew.
 func contentKey(q url.Values, r *request, files *tarContext) string {
-	if files == nil || r.session != "" || r.traces || isTrue(q.Get("nocache")) || isTrue(q.Get("pull")) || len(r.cache.Imports)+len(r.cache.Exports) > 0 {
+	if files == nil || r.session != "" || r.traces || isTrue(q.Get("nocache")) || isTrue(q.Get("pull")) || q.Get("outputs") != "" {
 		return ""
 	}
 	q.Del("t")
@@ -86,22 +86,15 @@ func contentKey(q url.Values, r *request, files *tarContext) string {
 	return fmt.Sprintf("%x:%s", sha256.Sum256([]byte(q.Encode())), files.digest)
 }
 
-// repeat answers a build of which nothing has changed. It reports whether it did.
-func (b *Builder) repeat(ctx context.Context, w http.ResponseWriter, r *request) (bool, error) {
-	if r.key == "" {
-		return false, nil
-	}
-	old, ok, err := b.past.find(ctx, r.key, r.tags)
-	if err != nil || !ok {
-		return false, err
-	}
+// repeat answers a build of which nothing has changed.
+func repeat(w http.ResponseWriter, r *request, was pastBuild) error {
 	out := newTextProgress(w, r.quiet)
-	for _, step := range old.steps {
+	for _, step := range was.steps {
 		if err := out.send(message{Stream: step + usingCache}); err != nil {
-			return true, err
+			return err
 		}
 	}
-	return true, out.built(old.id, r.tags)
+	return out.built(was.id, r.tags)
 }
 
 // CancelBuild ends a build that was given this ID.

@@ -79,8 +79,8 @@ func newTarContext(body io.Reader) (_ *tarContext, err error) {
 		if err := c.add(h, position); err != nil {
 			return nil, err
 		}
-		// Not by the methods of either that would go round the buffer.
-		n, err := io.CopyBuffer(struct{ io.Writer }{out}, struct{ io.Reader }{archive}, part)
+		// Not by the writer's ReadFrom, which would go round its buffer.
+		n, err := io.CopyBuffer(struct{ io.Writer }{out}, archive, part)
 		if errors.Is(err, io.ErrUnexpectedEOF) {
 			return nil, fault.New(fault.Invalid, "build context: the archive ends within %s", h.Name)
 		}

@@ -32,7 +32,6 @@ const danglingPrefix = "ferry-dangling"
 type imageWorker struct {
 	*base.Worker
 	images *store.Store
-	past   *pastBuilds
 }
 
 // Exporter implements worker.Worker.
@@ -41,7 +40,7 @@ func (w imageWorker) Exporter(name string, sm *session.Manager) (exporter.Export
 		return w.Worker.Exporter(name, sm)
 	}
 	image, err := w.Worker.Exporter(client.ExporterImage, sm)
-	return storeExporter{image, w.images, w.past}, err
+	return storeExporter{image, w.images}, err
 }
 
 // storeExporter makes images as docker's users expect them: they run at once,
@@ -49,7 +48,6 @@ func (w imageWorker) Exporter(name string, sm *session.Manager) (exporter.Export
 type storeExporter struct {
 	exporter.Exporter
 	images *store.Store
-	past   *pastBuilds
 }
 
 // Resolve implements exporter.Exporter.
@@ -77,7 +75,7 @@ func (e storeExporter) Resolve(ctx context.Context, id int, attrs map[string]str
 	if err != nil || isTrue(attrs[string(exptypes.OptKeyPush)]) {
 		return instance, err // what was pushed has its manifest's digest
 	}
-	return storeExport{instance, e.images, e.past}, nil
+	return storeExport{instance, e.images}, nil
 }
 
 // storeExport tells the client the ID of the image, by which this daemon knows
@@ -85,7 +83,6 @@ func (e storeExporter) Resolve(ctx context.Context, id int, attrs map[string]str
 type storeExport struct {
 	exporter.ExporterInstance
 	images *store.Store
-	past   *pastBuilds
 }
 
 // Export implements exporter.ExporterInstance.
@@ -96,7 +93,7 @@ func (e storeExport) Export(ctx context.Context, src *exporter.Source, info expo
 	}
 	if img, imgErr := e.images.Image(ctx, res[exptypes.ExporterImageDigestKey]); imgErr == nil { // else none for this machine
 		res[exptypes.ExporterImageDigestKey], res[exptypes.ExporterImageConfigDigestKey] = img.ID, img.ID
-		if w := e.past.witness(info.SessionID); w != nil {
+		if w := witnessOf(ctx); w != nil {
 			w.made(ref.Descriptor(), img.ID)
 		}
 	}

@@ -59,23 +59,29 @@ func TestPastBuilds(t *testing.T) {
 	if runtime.GOARCH == other {
 		other = "amd64"
 	}
+	for what, pair := range map[string][2]string{ // queries with one Dockerfile and context each
+		"an argument": {"t=app&" + url.Values{"buildargs": {`{"A":"1"}`}}.Encode(), "t=app&" + url.Values{"buildargs": {`{"A":"2"}`}}.Encode()},
+		"a label":     {"t=app", "t=app&" + url.Values{"labels": {`{"a":"1"}`}}.Encode()},
+		"no cache":    {"t=app", "t=app&nocache=1"},
+	} {
+		const file = "ARG A\n" + random
+		if one, two := b.build(pair[0], file, "file", "1"), b.build(pair[1], file, "file", "1"); one.id == "" || two.id == "" || one.id == two.id {
+			t.Errorf("%s: %+v and %+v", what, one, two)
+		}
+	}
 	for what, build := range map[string]func() answer{
 		"another file": func() answer { return b.build("t=app", random, "file", "2") },
 		"another step": func() answer { return b.build("t=app", random+"RUN true", "file", "1") },
-		"an argument": func() answer {
-			return b.build("t=app&"+url.Values{"buildargs": {`{"A":"1"}`}}.Encode(), "ARG A\n"+random, "file", "1")
-		},
-		"a label": func() answer {
-			return b.build("t=app&"+url.Values{"labels": {`{"a":"1"}`}}.Encode(), random, "file", "1")
-		},
-		"no cache wanted": func() answer { return b.build("t=app&nocache=1", random, "file", "1") },
 		"another platform": func() answer {
-			return b.build("t=app&platform=linux/"+other, "FROM scratch\nCOPY file /file", "file", "1")
+			return b.post(t.Context(), "t=app&platform=linux/"+other, contextOf(t, "FROM scratch\nCOPY Dockerfile /"))
 		},
 	} {
 		if a := build(); a.id == "" || a.id == first.id {
 			t.Errorf("%s: %+v", what, a)
 		}
+	}
+	if a, again := b.post(t.Context(), "platform=linux/"+other, contextOf(t, "FROM scratch\nCOPY Dockerfile /")), b.post(t.Context(), "", contextOf(t, "FROM scratch\nCOPY Dockerfile /")); a.id == again.id {
+		t.Errorf("one image for two platforms: %+v", a)
 	}
 }
 
@@ -119,7 +125,7 @@ func TestPastBuildsGone(t *testing.T) {
 		}},
 		{"the clock was set back", func() error {
 			for key, past := range b.past.done {
-				past.confirmed = time.Now().Add(time.Hour)
+				past.confirmed = time.Now().Add(2 * pastBuildAge)
 				b.past.done[key] = past
 			}
 			b.withoutCache()
@@ -134,6 +140,44 @@ func TestPastBuildsGone(t *testing.T) {
 			t.Errorf("%s, and %+v", change.what, a)
 		}
 		last = a
+	}
+}
+
+// TestPastBuildsSettings: a base can be nothing but settings, and the first line
+// of the Dockerfile can name the frontend that is linked in.
+func TestPastBuildsSettings(t *testing.T) {
+	runnertest.NeedRoot(t)
+	b := newBuilder(t)
+	env := func() string {
+		t.Helper()
+		a := b.post(t.Context(), "t=app", contextOf(t, "# syntax=docker/dockerfile:1\nFROM base\nLABEL a=b"))
+		img, err := b.machine.Store.Image(t.Context(), "app")
+		if err != nil || img.ID != a.id {
+			t.Fatalf("%+v, %+v, %v", a, img, err)
+		}
+		return strings.Join(img.Config.Env, " ")
+	}
+	for _, value := range []string{"1", "2", "1"} {
+		b.post(t.Context(), "t=base", contextOf(t, "FROM scratch\nENV A="+value))
+		for key, past := range b.past.done {
+			if _, ok := b.past.find(t.Context(), key, nil); ok && len(past.bases) > 0 {
+				t.Errorf("with A=%s in the base, %s of another base holds", value, past.id)
+			}
+		}
+		if got := env(); !strings.Contains(got, "A="+value) {
+			t.Errorf("built on A=%s: %s", value, got)
+		}
+		n := len(b.past.done)
+		if got := env(); !strings.Contains(got, "A="+value) || n < 2 {
+			t.Errorf("once more on A=%s: %s; %d builds remembered", value, got, n)
+		}
+	}
+	b.withoutCache()
+	if got := env(); !strings.Contains(got, "A=1") || b.kit == nil {
+		t.Errorf("without a step there is nothing to show from memory: %s, BuildKit has started: %v", got, b.kit != nil)
+	}
+	if a := b.build("t=linted", "workdir /x\nRUN true"); !strings.Contains(a.text, "Warning") || !strings.Contains(b.build("t=linted", "workdir /x\nRUN true").text, "Warning") {
+		t.Errorf("a warning is not seen each time: %+v", a)
 	}
 }
 
@@ -163,7 +207,7 @@ func TestPastBuildsUnknown(t *testing.T) {
 
 // TestPastBuildsBounded: the builds that were confirmed last are kept.
 func TestPastBuildsBounded(t *testing.T) {
-	p := newPastBuilds(nil)
+	p := newPastBuilds(nil, nil)
 	for i := range maxPastBuilds + 10 {
 		p.remember(fmt.Sprint(i), pastBuild{})
 	}

@@ -241,24 +241,12 @@ func (p *requestParser) limits() {
 // output reads what becomes of the result: an image in the store unless the
 // client's session takes it.
 func (p *requestParser) output() {
-	for _, tag := range p.q["t"] {
-		if tag == "" {
-			continue
-		}
-		ref, err := reference.ParseNormalizedNamed(tag)
-		if err == nil {
-			if _, digested := ref.(reference.Digested); digested {
-				err = fmt.Errorf("refusing to create a tag with a digest reference")
-			}
-		}
-		if err != nil {
-			p.fail(fault.New(fault.Invalid, "build: tag %q: %w", tag, err).Hint("names look like registry:port/path/name:tag, in lower case"))
-			return
-		}
-		if name := reference.TagNameOnly(ref).String(); !slices.Contains(p.r.tags, name) {
-			p.r.tags = append(p.r.tags, name)
-		}
+	tags, err := fullTags(p.q["t"])
+	if err != nil {
+		p.fail(err)
+		return
 	}
+	p.r.tags = tags
 	var outputs []struct {
 		Type  string
 		Attrs map[string]string
@@ -281,6 +269,29 @@ func (p *requestParser) output() {
 		}
 		p.r.export = &controlapi.Exporter{Type: outputs[0].Type, Attrs: attrs}
 	}
+}
+
+// fullTags are names that a client gives an image, as the store has them, each
+// once.
+func fullTags(tags []string) (full []string, _ error) {
+	for _, tag := range tags {
+		if tag == "" {
+			continue
+		}
+		ref, err := reference.ParseNormalizedNamed(tag)
+		if err == nil {
+			if _, digested := ref.(reference.Digested); digested {
+				err = fmt.Errorf("refusing to create a tag with a digest reference")
+			}
+		}
+		if err != nil {
+			return nil, fault.New(fault.Invalid, "build: tag %q: %w", tag, err).Hint("names look like registry:port/path/name:tag, in lower case")
+		}
+		if name := reference.TagNameOnly(ref).String(); !slices.Contains(full, name) {
+			full = append(full, name)
+		}
+	}
+	return full, nil
 }
 
 // registryConfig reads X-Registry-Config: what the client knows of registries, by host.

@@ -51,7 +51,10 @@ const keyVariable = "FERRY_BUILD_KEY"
 // execBuild has the program with Build take this one's place.
 func (e *env) execBuild(libexec, key string) error {
 	path := filepath.Join(libexec, buildProgram)
-	err := unix.Exec(path, append([]string{path}, e.args...), append(os.Environ(), keyVariable+"="+key))
+	err := os.Setenv(keyVariable, key)
+	if err == nil {
+		err = unix.Exec(path, append([]string{path}, e.args...), os.Environ())
+	}
 	return fault.New(fault.Unavailable, "start %s: %w", path, err).Hint("`ferry doctor` tells what of the installation is missing")
 }
 
@@ -61,27 +64,24 @@ func buildKey(opts BuildOptions) string {
 	if opts.NoCache || opts.Pull || opts.Progress == "rawjson" {
 		return ""
 	}
-	settings, err := json.Marshal([]any{Version, opts.Dockerfile, opts.BuildArgs, opts.Labels, opts.Target})
-	if err != nil {
-		return ""
-	}
+	settings := fmt.Sprintf("%q", []any{Version, opts.Dockerfile, opts.BuildArgs, opts.Labels, opts.Target}) // maps in the order of their keys
 	dockerfile := cmp.Or(opts.Dockerfile, filepath.Join(opts.Context, "Dockerfile"))
-	key, err := contextkey.Of(opts.Context, dockerfile, settings)
+	key, err := contextkey.Of(opts.Context, dockerfile, []byte(settings))
 	if err != nil {
 		return ""
 	}
 	return key
 }
 
-// rebuilt is what the daemon remembers of a build.
-type rebuilt struct {
+// remembered is what the daemon knows of an earlier build.
+type remembered struct {
 	ID    string `json:"Id"`
 	Built time.Time
 }
 
 // unchanged asks the daemon for the image of an earlier build of the same key,
 // and to name it. It reports whether there is one.
-func unchanged(ctx context.Context, opts BuildOptions) (was rebuilt, ok bool) {
+func unchanged(ctx context.Context, opts BuildOptions) (was remembered, ok bool) {
 	if opts.Key == "" {
 		return was, false
 	}

@@ -52,7 +52,7 @@ type Builder interface {
 	// ServeBuild builds what a POST /build asks for and answers it. The build ends with the request.
 	ServeBuild(w http.ResponseWriter, r *http.Request) error
 	// Unchanged gives the names to the image of the last build whose client gave the same, which the key tells.
-	Unchanged(ctx context.Context, key string, names []string) (build.Rebuilt, error)
+	Unchanged(ctx context.Context, key string, names []string) (build.Remembered, error)
 	// CancelBuild ends the build of ServeBuild whose client gave it this ID, if it runs.
 	CancelBuild(id string) error
 	BuildCache

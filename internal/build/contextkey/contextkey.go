@@ -102,20 +102,17 @@ func (k *key) numbers(list ...int64) {
 // out, and returns the patterns of the one that holds: a list beside the
 // Dockerfile goes before the context's.
 func (k *key) files(dir, dockerfile string) (ignored []string, err error) {
-	data, err := read(dockerfile)
-	if err != nil {
+	if _, err := k.read(dockerfile, "Dockerfile"); err != nil {
 		return nil, err
 	}
-	k.text(string(data))
 	for _, file := range []string{dockerfile + ".dockerignore", filepath.Join(dir, ".dockerignore")} {
-		data, err := read(file)
+		data, err := k.read(file, filepath.Base(file))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		k.text(filepath.Base(file), string(data))
 		if ignored, err = ignorefile.ReadAll(bytes.NewReader(data)); err != nil {
 			return nil, fmt.Errorf("%s: %w", file, err)
 		}
@@ -124,8 +121,9 @@ func (k *key) files(dir, dockerfile string) (ignored []string, err error) {
 	return nil, nil
 }
 
-// read reads a file that is small and lies where it is named.
-func read(file string) ([]byte, error) {
+// read reads a small file that lies where it is named, and adds it, whether or not
+// the context has it.
+func (k *key) read(file, name string) ([]byte, error) {
 	st, err := os.Lstat(file)
 	if err != nil {
 		return nil, err
@@ -133,7 +131,12 @@ func read(file string) ([]byte, error) {
 	if !st.Mode().IsRegular() || st.Size() > maxDockerfile {
 		return nil, ErrNoKey
 	}
-	return os.ReadFile(file)
+	if err := k.file(file, name); err != nil {
+		return nil, err
+	}
+	data, err := os.ReadFile(file)
+	k.text(string(data))
+	return data, err
 }
 
 // walk adds all files below dir but those that the patterns leave out. A
@@ -157,8 +160,7 @@ func (k *key) walk(dir string, ignored []string) error {
 			return err
 		}
 		switch {
-		case name == ".":
-			out = false
+		case name == ".": // counts whatever a pattern says
 		case out && !d.IsDir():
 			return nil
 		case out && !match.Exclusions():

@@ -64,19 +64,28 @@ func TestSeccompProfiles(t *testing.T) {
 		return specs.LinuxSeccompArg{Index: index, Op: op, Value: value, ValueTwo: mask}
 	}
 	for _, profile := range []struct {
-		says string
+		says    string
+		endless bool // for libseccomp 2.5
 		specs.LinuxSeccomp
 	}{
-		{"takes more than 5 s", specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Syscalls: []specs.LinuxSyscall{
+		{"takes more than 5 s", true, specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Syscalls: []specs.LinuxSyscall{
 			rule(specs.ActAllow, arg(1, specs.OpGreaterEqual, 0, 1), arg(0, specs.OpNotEqual, 1, 1)),
 			rule(specs.ActKillProcess, arg(0, specs.OpLessThan, 2, 0)),
 			rule(specs.ActKillProcess, arg(2, specs.OpEqualTo, 0, 1), arg(2, specs.OpNotEqual, 1, 0), arg(0, specs.OpLessThan, 1, 1)),
 			rule(specs.ActAllow, arg(2, specs.OpLessEqual, 1, 1), arg(0, specs.OpNotEqual, 1, 0))}}},
-		{"SCMP_ACT_NOTIFY", specs.LinuxSeccomp{DefaultAction: specs.ActNotify}},
+		{"SCMP_ACT_NOTIFY", false, specs.LinuxSeccomp{DefaultAction: specs.ActNotify}},
 	} {
 		s := h.spec(t, "c", "true")
 		s.Linux.Seccomp = &profile.LinuxSeccomp
-		if _, err := h.Create(t.Context(), runner.CreateRequest{ID: "c", Spec: s}); err == nil || !strings.Contains(err.Error(), profile.says) || fault.KindOf(err) == fault.Internal {
+		_, err := h.Create(t.Context(), runner.CreateRequest{ID: "c", Spec: s})
+		if err == nil && profile.endless { // a newer libseccomp than 2.5
+			t.Log("this libseccomp compiles it")
+			err = h.Delete(t.Context(), "c", true)
+			if err == nil {
+				continue
+			}
+		}
+		if err == nil || !strings.Contains(err.Error(), profile.says) || fault.KindOf(err) == fault.Internal {
 			t.Errorf("%v, without %q", err, profile.says)
 		}
 	}

@@ -321,8 +321,10 @@ func (p *plan) failure(i int, errno unix.Errno) error {
 // release ends a wait and returns when the plan has come to the next, or the
 // program runs.
 func (c *child) release() error {
+	c.mu.Lock()
 	next := c.goOn[0]
 	c.goOn = c.goOn[1:]
+	c.mu.Unlock()
 	_, err := next.Write([]byte{1})
 	next.Close()
 	if err != nil {
@@ -333,6 +335,8 @@ func (c *child) release() error {
 
 // close lets go of the pipes.
 func (c *child) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.status.Close()
 	for _, f := range c.goOn {
 		f.Close()

@@ -164,8 +164,13 @@ func (b *Builder) solve(ctx context.Context, r *request, files *tarContext, out 
 
 // ownSession is the session in which BuildKit finds what came with the request.
 func (b *Builder) ownSession(ctx context.Context, r *request, files *tarContext) (*session.Session, error) {
-	// Builds of one name find what earlier ones have sent.
-	s, err := session.NewSession(ctx, "classic:"+strings.Join(r.tags, ","))
+	// Builds of one archive find what earlier ones have sent, and of no other: BuildKit
+	// takes a file of the same size and time for unchanged, and an archive's times are of whole seconds.
+	shared := "classic:"
+	if files != nil {
+		shared += files.digest
+	}
+	s, err := session.NewSession(ctx, shared)
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"fmt"
 	"io"
 	"io/fs"
 	"slices"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/ferryos/ferry/internal/engine/runner/runnertest"
 	"github.com/ferryos/ferry/internal/fault"
 )
 
@@ -233,4 +235,35 @@ func FuzzTarContext(f *testing.F) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestSameSizeAndTime: a file of another content is another file, and a directory
+// of other permissions another directory, whatever else an archive says of them.
+func TestSameSizeAndTime(t *testing.T) {
+	runnertest.NeedRoot(t)
+	b := newBuilder(t)
+	for _, content := range []string{"aaaa", "bbbb"} {
+		if a := b.build("t=app", "COPY file /file\nRUN echo has $(cat /file)", "file", content); !strings.Contains(a.text, "has "+content+"\n") {
+			t.Errorf("with %s: %+v", content, a)
+		}
+	}
+	for _, mode := range []int64{0o755, 0o700} {
+		var buf bytes.Buffer
+		w := tar.NewWriter(&buf)
+		file := onBox("COPY . /c/\nRUN echo is $(stat -c %a /c/d)")
+		for _, h := range []*tar.Header{{Name: "d/", Typeflag: tar.TypeDir, Mode: mode}, {Name: "Dockerfile", Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(file))}} {
+			if err := w.WriteHeader(h); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := io.WriteString(w, file); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if a := b.post(t.Context(), "t=dir", &buf); !strings.Contains(a.text, fmt.Sprintf("is %o\n", mode)) {
+			t.Errorf("with %o: %+v", mode, a)
+		}
+	}
 }

@@ -32,13 +32,22 @@ func besideDocker(measure func(*machine.Machine, *dockerd) error) func(*machine.
 	}
 }
 
+// install installs the Debian packages of a peer whose program is missing.
+func install(program, packages string) error {
+	if _, err := exec.LookPath(program); err == nil {
+		return nil
+	}
+	fmt.Printf("installing %s, to measure beside it\n", packages)
+	if out, err := exec.Command("sh", "-c", "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "+packages).CombinedOutput(); err != nil {
+		return fmt.Errorf("install %s: %w: %s", packages, err, out)
+	}
+	return nil
+}
+
 // startDocker installs Debian's Docker if it is missing, and starts it.
 func startDocker(dir string) (*dockerd, error) {
-	if _, err := os.Stat("/usr/sbin/dockerd"); err != nil {
-		fmt.Println("installing docker.io, to measure beside it")
-		if out, err := exec.Command("sh", "-c", "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends docker.io iptables").CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("install docker.io: %w: %s", err, out)
-		}
+	if err := install("/usr/sbin/dockerd", "docker.io iptables"); err != nil {
+		return nil, err
 	}
 	d := &dockerd{root: filepath.Join(dir, "docker"), host: "unix://" + filepath.Join(dir, "docker.sock")}
 	in := func(name string) string { return filepath.Join(d.root, name) }

@@ -24,11 +24,8 @@ const podmanCgroup = "/ferrybench-podman"
 
 // startPodman installs podman if it is missing, and gives it an image of a Ferry.
 func startPodman(m *machine.Machine, image string) (_ *podman, err error) {
-	if _, err := exec.LookPath("podman"); err != nil {
-		fmt.Println("installing podman, to measure beside it")
-		if out, err := exec.Command("sh", "-c", "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends podman netavark runc").CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("install podman: %w: %s", err, out)
-		}
+	if err := install("podman", "podman netavark runc"); err != nil {
+		return nil, err
 	}
 	p := &podman{root: filepath.Join(m.Dir, "podman")}
 	p.hold = exec.Command("unshare", "--net", "--mount", "sh", "-c", "ip link set lo up && echo && exec sleep infinity")

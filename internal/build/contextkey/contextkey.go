@@ -51,8 +51,9 @@ var ErrNoKey = errors.New("the build context has no key")
 // of its last change in nanoseconds, of which no program can set the one called
 // ctime. It is the hexadecimal SHA-256 of all that.
 //
-// Of returns ErrNoKey if something changed within the last two seconds, or if
-// there are more than 100,000 files, and any other error if a file cannot be
+// Of returns ErrNoKey if something changed just now (see margin), if there are more
+// than 100,000 files, or if the Dockerfile or a list of what to leave out is a link
+// or too large, and any other error if a file cannot be
 // looked at. What .dockerignore leaves out does not count.
 func Of(dir, dockerfile string, settings []byte) (string, error) {
 	return of(dir, dockerfile, settings, time.Now())
